@@ -1,0 +1,277 @@
+"""The ``taxbreak`` command: arguments in, files and text out.  docs/cli.md lists the commands and exit codes."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from taxbreak_fx import __version__, schema
+from taxbreak_fx.errors import EXIT_INTERRUPTED, EXIT_OK, CaptureError, OutputError, TaxbreakError, UsageError
+from taxbreak_fx.model import Review
+from taxbreak_fx.report.format import plain
+from taxbreak_fx.request import DEFAULT_TIMEOUT_S, ReviewRequest, check_variants
+
+if TYPE_CHECKING:
+    from taxbreak_fx.supervisor import Event
+
+# The note by which the supervisor marks a review that Ctrl-C cut short.
+INTERRUPTED_NOTE = "interrupted by the user"
+REVIEW_FILE, MARKDOWN_FILE, HTML_FILE = "review.json", "report.md", "report.html"
+MIN_WIDTH, DEFAULT_WIDTH, MAX_WIDTH = 80, 100, 160
+
+# typer does not export this class, and whether it lives in click or in typer depends on typer's release.
+_COMMAND_LINE_ERROR: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Where the host time of a PyTorch step goes, and what each way of compiling it removes.",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is one line on stderr."""
+    arguments = sys.argv[1:] if argv is None else argv
+    command = typer.main.get_command(app)
+    try:
+        # Not command.main(): it turns Ctrl-C into an exit code of its own.
+        with command.make_context("taxbreak", list(arguments)) as context:
+            code: int = command.invoke(context)
+            return code
+    except typer.Exit as done:
+        return done.exit_code
+    except _COMMAND_LINE_ERROR as error:
+        return _complain(f"{error.format_message().rstrip('.')}; see taxbreak --help", UsageError.exit_code)
+    except TaxbreakError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted", EXIT_INTERRUPTED)
+
+
+def entry() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show Δ gets a question mark instead of a traceback.
+            stream.reconfigure(errors="replace")
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"taxbreak: {plain(' '.join(message.split()))}", file=sys.stderr)
+    return code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"taxbreak_fx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Where the host time of a PyTorch step goes, and what each way of compiling it removes."""
+
+
+@app.command()
+def review(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Registry name, local directory, hub id or file.py:factory.")
+    ],
+    phase: Annotated[Literal["prefill", "decode"], typer.Option(help="Which step.")] = "decode",
+    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 1,
+    seq_len: Annotated[int, typer.Option(help="Prompt length, or the position of the decode step.")] = 512,
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
+    cache: Annotated[Literal["static", "dynamic"], typer.Option(help="KV cache of a decode step.")] = "static",
+    attn_implementation: Annotated[str | None, typer.Option(help="As transformers names it.")] = None,
+    experts_implementation: Annotated[str | None, typer.Option(help="As transformers names it (MoE).")] = None,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="auto: cuda where there is one.")] = "auto",
+    variants: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="Separated by commas, or repeated; default: all of the device."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for one stage of one variant.")] = DEFAULT_TIMEOUT_S,
+    budget: Annotated[float, typer.Option(help="Seconds of timed pairs per variant.")] = 6.0,
+    weights: Annotated[bool, typer.Option("--weights", help="Load weights; default: random ones.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that the hub model brings.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of random weights and inputs.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the result; default: taxbreak-out/MODEL-PHASE-bBATCH-sSEQ.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the review as JSON, not as text.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> int:
+    """Measure a model's step in every variant, and say what each variant removes."""
+    for name, value in (("--batch", batch), ("--seq-len", seq_len)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    for name, seconds in (("--timeout", timeout), ("--budget", budget)):
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise UsageError(f"{name} must be a positive number of seconds, got {seconds:g}")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed must be in 0 … 2**63 - 1, got {seed}")
+    if not model.strip():
+        raise UsageError("MODEL is empty; `taxbreak models` lists the names")
+    request = ReviewRequest(
+        model=model, phase=phase, batch=batch, seq_len=seq_len, dtype=dtype, cache=cache,
+        attn_implementation=attn_implementation, experts_implementation=experts_implementation, device=device,
+        variants=_variant_names(variants, device), timeout_s=timeout, budget_s=budget, weights=weights,
+        trust_remote_code=trust_remote_code, seed=seed,
+    )  # fmt: skip
+    folder = out if out is not None else default_folder(request)
+    _check_writable(folder)
+
+    from taxbreak_fx.supervisor import supervise
+
+    with _progress(quiet or not sys.stderr.isatty()) as on_event:
+        result = supervise(request, folder, on_event)
+    return _deliver(result, folder, json, quiet)
+
+
+def _variant_names(given: list[str] | None, device: str) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    names = [name.strip() for item in given for name in item.split(",") if name.strip()]
+    if not names:
+        raise UsageError("--variants names no variant; leave it out to run all that the device supports")
+    # Whether "auto" has a GPU is known only once torch is loaded; the supervisor checks again then.
+    return check_variants(names, "cpu" if device == "cpu" else "cuda")
+
+
+def default_folder(request: ReviewRequest) -> Path:
+    """``taxbreak-out/<model>-<phase>-b<batch>-s<seq>`` with a model name that is safe as a folder name."""
+    local = request.model.startswith((".", "/", "~"))
+    name = Path(request.model).name if local else request.model
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "model"
+    return Path("taxbreak-out") / f"{slug}-{request.phase}-b{request.batch}-s{request.seq_len}"
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before minutes of measurement, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from error
+
+
+@contextmanager
+def _progress(silent: bool) -> Iterator[Any]:
+    """A function for the supervisor's events: a progress bar on stderr, or nothing."""
+    if silent:
+        yield lambda event: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=0, unit="stage", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+
+        def show(event: Event) -> None:
+            bar.total = event.total
+            bar.n = event.done
+            bar.set_description_str(plain(f"{event.variant}: {event.stage}" if event.variant else event.stage))
+            if event.message and event.kind in ("failed", "note"):
+                bar.write(plain(f"{event.variant or event.stage}: {event.message}"), file=sys.stderr)
+            bar.refresh()
+
+        yield show
+
+
+def _deliver(result: Review, folder: Path, json: bool, quiet: bool) -> int:
+    """Write the files, print the report, and turn the outcome into the exit code."""
+    from taxbreak_fx.report.html import html
+    from taxbreak_fx.report.markdown import markdown
+
+    encoded = schema.encode(result)
+    try:
+        schema.write(folder / REVIEW_FILE, encoded)
+        schema.write(folder / MARKDOWN_FILE, markdown(result).encode())
+        schema.write(folder / HTML_FILE, html(result).encode())
+    finally:
+        # A full disk must not cost the user what was measured.
+        sys.stdout.write(encoded.decode() if json else _render(result, "text"))
+
+    where = folder / REVIEW_FILE
+    if any(INTERRUPTED_NOTE in note for note in result.notes):
+        done = ", ".join(variant.name for variant in result.variants if variant.status == "ok") or "none"
+        return _complain(f"interrupted; variants done: {done}; saved in {where}", EXIT_INTERRUPTED)
+    eager = next((variant for variant in result.variants if variant.name == "eager"), None)
+    if eager is None or eager.status != "ok":
+        state = "is not in the review" if eager is None else f"{eager.status}: {eager.reason}"
+        return _complain(f"eager {state}; there is nothing to compare with (see {where})", CaptureError.exit_code)
+    if not quiet:
+        print(f"taxbreak: wrote {plain(str(where))}, {MARKDOWN_FILE}, {HTML_FILE}", file=sys.stderr)
+    return EXIT_OK
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="REVIEW_JSON", help="A saved review.json.")],
+    format: Annotated[Literal["text", "markdown", "html", "json"], typer.Option(help="Of the output.")] = "text",
+) -> int:
+    """Print a saved review."""
+    sys.stdout.write(_render(schema.load(path), format))
+    return EXIT_OK
+
+
+def _render(result: Review, format: Literal["text", "markdown", "html", "json"]) -> str:
+    if format == "json":
+        return schema.encode(result).decode()
+    if format == "markdown":
+        from taxbreak_fx.report.markdown import markdown
+
+        return markdown(result)
+    if format == "html":
+        from taxbreak_fx.report.html import html
+
+        return html(result)
+    from taxbreak_fx.report.text import terminal
+
+    width = shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns if sys.stdout.isatty() else DEFAULT_WIDTH
+    return terminal(result, min(max(width, MIN_WIDTH), MAX_WIDTH))
+
+
+@app.command()
+def models() -> int:
+    """List the models that have a name here."""
+    from tabulate import tabulate
+
+    from taxbreak_fx.model_configs import registry
+
+    rows = [[e.name, e.layers, e.hidden, f"{e.parameters:,}", e.params_description] for e in registry()]
+    header = ["name", "layers", "hidden", "parameters", "description"]
+    alignment = ["left", "right", "right", "right", "left"]
+    print(tabulate(rows, headers=header, disable_numparse=True, colalign=alignment))
+    return EXIT_OK
+
+
+@app.command(name="schema")
+def print_schema() -> int:
+    """Print the JSON schema of review.json."""
+    sys.stdout.write(schema.json_schema_text())
+    return EXIT_OK

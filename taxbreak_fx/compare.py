@@ -1,0 +1,116 @@
+"""Variant against variant: what each removed or added, per term (method.md, "Variants and attribution")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from taxbreak_fx.model import Comparison, Interval, Removed, Variant
+from taxbreak_fx.recording import Timing
+from taxbreak_fx.stats import ratio, ratio_of_ratios
+
+LADDER = (("eager", "dynamo"), ("dynamo", "inductor"), ("inductor", "reduce-overhead"), ("eager", "eager-graph"))
+
+
+def compare_all(variants: Sequence[Variant], timings: Mapping[str, Timing], base: str = "eager") -> list[Comparison]:
+    """Every measured variant against ``base``, then the steps of the ladder that are not among those."""
+    ok = {variant.name: variant for variant in variants if variant.status == "ok"}
+    pairs = [(base, name) for name in ok if name != base and base in ok]
+    pairs += [(a, b) for a, b in LADDER if a in ok and b in ok and (a, b) not in pairs]
+    return [compare(ok[a], ok[b], timings) for a, b in pairs]
+
+
+def compare(base: Variant, variant: Variant, timings: Mapping[str, Timing]) -> Comparison:
+    """``variant`` against ``base``.  Their wall ratio rests on pairs with the common reference, eager, in one process."""
+    wall = wall_ratio(base.name, variant.name, timings)
+    before, after = base.breakdown, variant.breakdown
+    fields: dict[str, object] = {
+        "wall_ratio": wall,
+        "hdbi_before": before.hdbi if before else None,
+        "hdbi_after": after.hdbi if after else None,
+        "launches_before": base.launches,
+        "launches_after": variant.launches,
+        "kernels_before": base.kernels,
+        "kernels_after": variant.kernels,
+    }
+    reasons = {name: _why(name, base, variant) for name, value in fields.items() if value is None}
+    breakeven, why = _breakeven(base, variant, wall)
+    if breakeven is None:
+        reasons["breakeven_steps"] = why
+    removed = _removed(base, variant)
+    return Comparison(
+        base=base.name, variant=variant.name, removed=removed, breakeven_steps=breakeven, verdict=_verdict(wall),
+        worse=_worse(base, variant, wall), unmeasured=reasons, **fields,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def wall_ratio(base: str, variant: str, timings: Mapping[str, Timing]) -> Interval:
+    """T_wall of ``variant`` ÷ T_wall of ``base``: paired directly when the base is eager, else through eager."""
+    own = timings[variant]
+    if base == "eager" or timings[base].base_wall_us == timings[base].wall_us:
+        return ratio(own.wall_us, own.base_wall_us)
+    other = timings[base]
+    to_eager = [a / b for a, b in zip(own.wall_us, own.base_wall_us, strict=True)]
+    base_to_eager = [a / b for a, b in zip(other.wall_us, other.base_wall_us, strict=True)]
+    return ratio_of_ratios(to_eager, base_to_eager)
+
+
+def _removed(base: Variant, variant: Variant) -> Removed:
+    values: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for name in ("ft_us", "ct_us", "kt_us"):
+        a = getattr(base.breakdown, name) if base.breakdown else None
+        b = getattr(variant.breakdown, name) if variant.breakdown else None
+        values[name] = None if a is None or b is None else a - b
+        if values[name] is None:
+            lacking = base if a is None else variant
+            reasons[name] = f"{lacking.name}: {lacking.breakdown.unmeasured[name] if lacking.breakdown else lacking.reason}"
+    a, b = base.device_active_us, variant.device_active_us
+    values["device_us"] = None if a is None or b is None else a - b
+    if values["device_us"] is None:
+        lacking = base if a is None else variant
+        reasons["device_us"] = f"{lacking.name}: {lacking.unmeasured.get('device_active_us', 'not measured')}"
+    assert base.t_wall_us is not None and variant.t_wall_us is not None  # every "ok" variant has its wall time
+    values["wall_us"] = base.t_wall_us.median - variant.t_wall_us.median
+    return Removed(unmeasured=reasons, **values)
+
+
+def _why(name: str, base: Variant, variant: Variant) -> str:
+    lacking = base if name.endswith("before") else variant
+    field = name.rsplit("_", 1)[0]
+    if field == "hdbi":
+        return lacking.breakdown.unmeasured.get("hdbi", "not measured") if lacking.breakdown else "no breakdown"
+    return lacking.unmeasured.get(field, "not measured")
+
+
+def _breakeven(base: Variant, variant: Variant, wall: Interval) -> tuple[float | None, str]:
+    """Build time ÷ wall time saved per step; null where nothing measurable is saved."""
+    if variant.compile_s is None:
+        return None, variant.unmeasured.get("compile_s", "build time not measured")
+    if wall.high >= 1.0:
+        return None, "never: the variant is not measurably faster"
+    assert base.t_wall_us is not None
+    return variant.compile_s * 1e6 / (base.t_wall_us.median * (1.0 - wall.median)), ""
+
+
+def _verdict(wall: Interval) -> str:
+    if wall.low <= 1.0 <= wall.high:
+        return "no measurable change"
+    return "faster" if wall.high < 1.0 else "slower"
+
+
+def _worse(base: Variant, variant: Variant, wall: Interval) -> list[str]:
+    """What the variant made worse, each in one sentence."""
+    found = []
+    if wall.low > 1.0:
+        found.append(f"wall time is {wall.median:.2f} times the base's")
+    if base.kernels is not None and variant.kernels is not None and variant.kernels > base.kernels:
+        found.append(f"more kernels: {base.kernels} → {variant.kernels}")
+    a, b = base.device_active_us, variant.device_active_us
+    if a is not None and b is not None and b > a * 1.02:
+        found.append(f"more device time: {a:,.0f} → {b:,.0f} µs")
+    if base.memops is not None and variant.memops is not None and variant.memops > base.memops:
+        found.append(f"more device copies and fills: {base.memops} → {variant.memops}")
+    if variant.outputs_equal is False:
+        found.append("outputs are not equal to the reference")
+    found += [note for note in variant.notes if note.startswith("nothing was graphed")]
+    return found

@@ -1,0 +1,383 @@
+"""Frozen types of a finished ``Review``: units in field names, invariants checked at construction.
+
+``null`` means "not measured" and always has its reason in ``unmeasured`` beside it; 0 is a measured zero.
+The raw material (what a recorder yields) is in ``recording``; the arithmetic between the two is in ``decompose``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+SCHEMA_VERSION = "1.0.0"
+
+Origin = Literal["measured", "predicted", "ingested"]
+Status = Literal["ok", "failed", "skipped"]
+Phase = Literal["prefill", "decode", "forward"]
+
+# Sums are rebuilt from floats that were rounded nowhere; this only absorbs their last bits.
+RELATIVE_TOLERANCE = 1e-6
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of every type in the file: immutable and keyword-only."""
+
+
+class Measured(Record, frozen=True, kw_only=True):
+    """A record whose nullable measurements each carry a reason when they are null.
+
+    Raises ``ValueError`` when a null field named in ``MEASUREMENTS`` has no reason, or a measured one has.
+    """
+
+    MEASUREMENTS: ClassVar[tuple[str, ...]] = ()
+
+    unmeasured: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for name in self.MEASUREMENTS:
+            if (getattr(self, name) is None) != (name in self.unmeasured):
+                state = "null without a reason" if getattr(self, name) is None else "measured, yet has a reason"
+                raise ValueError(f"{type(self).__name__}.{name} is {state}")
+        for name in self.unmeasured:
+            if name not in self.MEASUREMENTS:
+                raise ValueError(f"{type(self).__name__} has no measurement named {name!r}")
+
+
+class Interval(Record, frozen=True, kw_only=True):
+    """A median with its 95 % bootstrap interval, from ``samples`` repetitions; the unit is in the field's name."""
+
+    median: float
+    low: float
+    high: float
+    samples: int
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.median <= self.high:
+            raise ValueError(f"interval not ordered: {self.low} <= {self.median} <= {self.high}")
+
+
+class Percentiles(Record, frozen=True, kw_only=True):
+    """p5, p50 and p95 of ``samples`` observations; the unit is in the field's name."""
+
+    p5: float
+    p50: float
+    p95: float
+    samples: int
+
+
+class SourceLine(Record, frozen=True, kw_only=True):
+    """A line of the model author's code (the first frame outside torch)."""
+
+    file: str
+    line: int
+
+
+class Classification(Record, frozen=True, kw_only=True):
+    """What an op or a kernel is.  ``i_lib`` is the paper's I_lib: 1 when a vendor library does the work.
+
+    ``code`` names the rule that decided (stable, for programs), ``reason`` says why (for people).
+    """
+
+    family: str
+    library: str
+    i_lib: bool
+    code: str
+    reason: str
+
+
+class Calibration(Measured, frozen=True, kw_only=True):
+    """What one launch costs on this machine, and how fast its host is.
+
+    ``launch_us``: host-blocking time of one kernel launch call, un-instrumented.  ``t_sys_us``: null kernel,
+    launch API entry to kernel start, traced.  ``host_score``: iterations of a fixed single-thread Python loop per
+    microsecond, for scaling between hosts.
+    """
+
+    MEASUREMENTS = ("launch_us", "t_sys_us")
+
+    launch_us: float | None
+    t_sys_us: Percentiles | None
+    host_score: float
+
+
+class Conditions(Record, frozen=True, kw_only=True):
+    """The circumstances of the run that can move its numbers. ``load`` is the 1-minute load average at the start."""
+
+    threads: int
+    affinity: list[int]
+    gc: str
+    grad_mode: str
+    seed: int | None
+    gpu_clocks_mhz: dict[str, float] | None
+    load: float | None
+
+
+class Machine(Record, frozen=True, kw_only=True):
+    """Where the numbers come from: device and host, versions, calibration, conditions and date (ISO 8601, UTC)."""
+
+    device: str
+    host_cpu: str
+    cores: int
+    python: str
+    torch: str
+    cuda: str | None
+    driver: str | None
+    transformers: str | None
+    triton: str | None
+    date: str
+    calibration: Calibration
+    conditions: Conditions
+
+
+class StepInfo(Record, frozen=True, kw_only=True):
+    """One forward call (prefill) or one decode step at a fixed position. ``options`` holds what else was chosen."""
+
+    phase: Phase
+    batch: int | None
+    seq_len: int | None
+    dtype: str
+    device: str
+    options: dict[str, str] = {}
+
+
+class Breakdown(Measured, frozen=True, kw_only=True):
+    """The decomposition of one variant; every equation is in ``decompose``.
+
+    ``ft_parts`` sums to ``ft_us``; its ``unattributed`` entry is the closure residual, with its sign.
+    """
+
+    MEASUREMENTS = ("ft_us", "ct_us", "kt_us", "orchestration_us", "hdbi", "coverage", "closure_error")
+
+    ft_us: float | None
+    ft_parts: dict[str, float]
+    ct_us: float | None
+    ct_source: str
+    kt_us: float | None
+    orchestration_us: float | None
+    hdbi: float | None
+    coverage: float | None
+    closure_error: float | None
+
+    def __post_init__(self) -> None:
+        Measured.__post_init__(self)
+        if self.ft_us is not None and self.ft_parts:
+            check_sum("ft_parts", sum(self.ft_parts.values()), self.ft_us)
+        if self.orchestration_us is not None and self.ft_us is not None and self.ct_us is not None:
+            check_sum("orchestration_us", self.ft_us + self.ct_us + (self.kt_us or 0.0), self.orchestration_us)
+        if self.hdbi is not None and not math.isfinite(self.hdbi):
+            raise ValueError("hdbi is not finite")
+
+
+class Node(Measured, frozen=True, kw_only=True):
+    """All calls of one op from one source line in like-named modules (layer numbers folded to ``*``), per step.
+
+    Times are sums over ``count`` calls.  ``match_tier`` is the weakest tier by which its replays met the trace.
+    """
+
+    MEASUREMENTS = ("launches", "kernels", "ft_us", "ct_us", "kt_us", "device_us")
+
+    op: str
+    family: str
+    library: str
+    i_lib: bool
+    reason: str
+    module_path: str | None
+    source: SourceLine | None
+    count: int
+    launches: int | None
+    kernels: int | None
+    ft_us: float | None
+    ct_us: float | None
+    kt_us: float | None
+    device_us: float | None
+    match_tier: str | None
+
+
+class FamilyReplay(Measured, frozen=True, kw_only=True):
+    """Isolated replay beside the step, per family.
+
+    ``hot_over_in_situ``: hot-loop host time over the same calls' in-situ host time.  ``kt_fw_us``: median launch latency
+    of the family's replays above T_sys (the paper's residual).  ``tiers`` counts unique ops per match tier.
+    """
+
+    MEASUREMENTS = ("hot_over_in_situ", "kt_fw_us")
+
+    family: str
+    unique_ops: int
+    failed: int
+    hot_over_in_situ: float | None
+    kt_fw_us: float | None
+    tiers: dict[str, int]
+
+
+class OutputCheck(Record, frozen=True, kw_only=True):
+    """Relative L2 error of eager and of the variant against a run in ``reference_dtype``.
+
+    ``top1_flips`` counts the last-dimension argmaxes that differ from eager's, of ``top1_total``.
+    """
+
+    reference_dtype: str
+    eager_error: float
+    variant_error: float
+    top1_flips: int
+    top1_total: int
+
+
+class Variant(Measured, frozen=True, kw_only=True):
+    """One way of running the step, measured.
+
+    Counts are per step.  ``launches`` are kernel- and graph-launch API calls (M), ``graph_launches`` those of them
+    that launch a graph, ``memops`` device copies and fills.  ``device_active_us`` is the union of device activity,
+    ``device_sum_us`` the sum.
+    """
+
+    MEASUREMENTS = (
+        "compile_s", "peak_memory_bytes", "t_wall_us", "t_host_us", "t_wait_us", "issue_us", "launch_us", "launches",
+        "graph_launches", "kernels", "memops", "device_active_us", "device_sum_us", "library_calls", "outputs_equal",
+        "breakdown",
+    )  # fmt: skip
+
+    name: str
+    status: Status
+    reason: str | None = None
+    notes: list[str] = []
+    compile_s: float | None
+    peak_memory_bytes: int | None
+    t_wall_us: Interval | None
+    t_host_us: Interval | None
+    t_wait_us: float | None
+    issue_us: float | None
+    launch_us: float | None
+    launches: int | None
+    graph_launches: int | None
+    kernels: int | None
+    memops: int | None
+    device_active_us: float | None
+    device_sum_us: float | None
+    library_calls: dict[str, int] | None
+    outputs_equal: bool | None
+    output_check: OutputCheck | None = None
+    breakdown: Breakdown | None
+    nodes: list[Node] = []
+    replay: list[FamilyReplay] = []
+
+    def __post_init__(self) -> None:
+        Measured.__post_init__(self)
+        if (self.status == "ok") == (self.reason is not None):
+            raise ValueError(f"variant {self.name}: status {self.status} with reason {self.reason!r}")
+        for field in ("kernels", "launches"):
+            total = getattr(self, field)
+            if self.nodes and total is not None:
+                counted = sum(getattr(node, field) or 0 for node in self.nodes)
+                if counted != total:
+                    raise ValueError(f"variant {self.name}: nodes hold {counted} {field}, the trace {total}")
+
+    @classmethod
+    def unavailable(cls, name: str, status: Status, reason: str) -> Variant:
+        """A variant that was not measured: every measurement null, with the variant's own reason."""
+        nothing: dict[str, Any] = dict.fromkeys(cls.MEASUREMENTS)
+        return cls(name=name, status=status, reason=reason, unmeasured=dict.fromkeys(cls.MEASUREMENTS, reason), **nothing)
+
+
+class Removed(Measured, frozen=True, kw_only=True):
+    """Base minus variant, per term: positive was removed, negative was added."""
+
+    MEASUREMENTS = ("ft_us", "ct_us", "kt_us", "device_us", "wall_us")
+
+    ft_us: float | None
+    ct_us: float | None
+    kt_us: float | None
+    device_us: float | None
+    wall_us: float | None
+
+
+class Comparison(Measured, frozen=True, kw_only=True):
+    """A variant against a base.  ``wall_ratio`` is variant ÷ base, paired inside one process.
+
+    ``breakeven_steps``: steps after which the variant's build time is repaid by the wall time it saves.
+    """
+
+    MEASUREMENTS = (
+        "wall_ratio", "hdbi_before", "hdbi_after", "launches_before", "launches_after", "kernels_before",
+        "kernels_after", "breakeven_steps",
+    )  # fmt: skip
+
+    base: str
+    variant: str
+    removed: Removed
+    wall_ratio: Interval | None
+    hdbi_before: float | None
+    hdbi_after: float | None
+    launches_before: int | None
+    launches_after: int | None
+    kernels_before: int | None
+    kernels_after: int | None
+    breakeven_steps: float | None
+    verdict: str
+    worse: list[str] = []
+
+
+class GraphInfo(Record, frozen=True, kw_only=True):
+    """A Dynamo graph: its compile id (frame/recompile), its size, and why capture ended there."""
+
+    compile_id: str
+    nodes: int
+    break_reason: str | None
+    source: SourceLine | None
+
+
+class Review(Record, frozen=True, kw_only=True):
+    """The finished analysis of one model and step: all that reports see, and the content of ``review.json``."""
+
+    schema_version: str = SCHEMA_VERSION
+    tool_version: str
+    origin: Origin
+    scope: Literal["step", "captured graphs"] = "step"
+    model: str
+    step: StepInfo
+    machine: Machine
+    variants: list[Variant]
+    comparisons: list[Comparison]
+    graphs: list[GraphInfo] = []
+    notes: list[str] = []
+
+    def variant(self, name: str) -> Variant:
+        """The variant called ``name``.  Raises ``KeyError`` when the review has none."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise KeyError(name)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``review.json`` to ``path``.  Raises ``OutputError`` when it cannot be written."""
+        from taxbreak_fx import schema
+
+        schema.save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Review:
+        """The review in the file at ``path``.  Raises ``FormatError`` when it is no review that can be read."""
+        from taxbreak_fx import schema
+
+        return schema.load(path)
+
+    def to_markdown(self) -> str:
+        """The review as GitHub-flavoured markdown."""
+        from taxbreak_fx.report.markdown import markdown
+
+        return markdown(self)
+
+    def _repr_html_(self) -> str:
+        """The review as notebooks show it."""
+        from taxbreak_fx.report.html import notebook
+
+        return notebook(self)
+
+
+def check_sum(name: str, parts: float, total: float) -> None:
+    """Raise ``ValueError`` unless ``parts`` equals ``total`` up to float rounding."""
+    if not math.isclose(parts, total, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-3):
+        raise ValueError(f"{name}: parts sum to {parts}, total is {total}")

@@ -1,0 +1,288 @@
+"""Per-op rows of a variant: the sites of its step, or the kernels of its graphs, grouped by op, line and module.
+
+Every kernel and every launch of the trace lands in exactly one row: what no site issued has rows of its own.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from taxbreak_fx.families import classify_kernel, classify_op
+from taxbreak_fx.model import Classification, FamilyReplay, Node, SourceLine
+from taxbreak_fx.recording import Activity, InSitu, ReplayTrace, Site, Timing, Trace
+
+TIERS = ("exact", "name", "substring", "most common", "unmatched")
+KernelId = tuple[str, str]
+
+
+class SiteCost(NamedTuple):
+    """What one site costs on the CPU device, in microseconds; ``tier`` says how its dispatch cost was found."""
+
+    ft_us: float
+    ct_us: float
+    device_us: float
+    tier: str | None
+
+
+class _Row(NamedTuple):
+    op: str
+    kind: Classification
+    module_path: str | None
+    source: SourceLine | None
+    launches: int | None
+    kernels: int | None
+    ft_us: float | None
+    ct_us: float | None
+    kt_us: float | None
+    device_us: float | None
+    tier: str | None
+    reasons: dict[str, str]
+
+
+def device_sum_us(activities: Iterable[Activity]) -> float:
+    """Sum of all device activity durations, in microseconds."""
+    return sum(activity.duration_us for activity in activities)
+
+
+def site_op(site: Site) -> str:
+    """The name a site is shown by: its composite ops, or the kernel or function it calls."""
+    if site.target.startswith(("triton:", "cpp:", "extern:")) or not site.ops:
+        return site.target
+    ops = [op for op in site.ops if classify_op(op, "cuda").family != "view"] or list(site.ops)
+    return "+".join(dict.fromkeys(ops[:3]))
+
+
+def site_kind(site: Site, device: str) -> Classification:
+    """What a site is: decided by its leaf ops where they were seen, a library op before a native one before a view."""
+    if site.target.startswith(("triton:", "cpp:")):
+        return classify_op(site.target, device, dtype=site.dtype)
+    leaves = [classify_op(key.split("(", 1)[0], device, dtype=site.dtype) for key in site.leaf_keys]
+    working = [kind for kind in leaves if kind.family not in ("view", "copy")] or [k for k in leaves if k.family != "view"]
+    if working:
+        return next((kind for kind in working if kind.i_lib), working[0])
+    return leaves[0] if leaves else classify_op(site_op(site), device, dtype=site.dtype)
+
+
+def cuda_nodes(timing: Timing, trace: Trace, library: dict[int, float], launch_us: float | None,
+               t_sys_us: float | None) -> list[Node]:  # fmt: skip
+    """The rows of a traced variant.  ``library``: ΔCT per site index, in microseconds."""
+    step = trace.step
+    rows: list[_Row] = []
+    aligned = timing.graph_launch_us is None and step.sites == len(timing.sites)
+    by_site: dict[int | None, list[Activity]] = collections.defaultdict(list)
+    launches: dict[int | None, int] = collections.Counter(
+        launch.site for launch in step.launches if launch.kind == "kernel"
+    )
+    for activity in step.activities:
+        by_site[activity.site if aligned else None].append(activity)
+    if aligned:
+        traced = {(r.level, r.key): r for r in trace.replays if r.failure is None}
+        clock = timing.in_situ
+        for index, site in enumerate(timing.sites):
+            if not site.ops and not by_site[index] and not site.target.startswith(("triton:", "extern:")):
+                if "empty_strided" not in site.target:
+                    continue  # Python only: its time is in ft_parts, above the ops
+            in_situ = clock.site_us[index] if clock else None
+            rows.append(_site_row(site, by_site[index], launches[index], in_situ, library.get(index, 0.0), launch_us,
+                                  t_sys_us, _tier(site, by_site[index], traced), timing.in_situ_failure))  # fmt: skip
+    rows += _kernel_rows(by_site[None], trace, t_sys_us)
+    return _grouped(rows)
+
+
+def _site_row(site: Site, activities: list[Activity], launches: int, in_situ_us: float | None, ct_us: float,
+              launch_us: float | None, t_sys_us: float | None, tier: str | None, failure: str | None) -> _Row:  # fmt: skip
+    reasons: dict[str, str] = {}
+    ft: float | None = None
+    if in_situ_us is None:
+        reasons["ft_us"] = failure or "no in-situ times"
+    elif launches and launch_us is None:
+        reasons["ft_us"] = "launch cost not measured"
+    else:
+        ft = in_situ_us - ct_us - launches * (launch_us or 0.0)
+    kt = 0.0 if not launches else None if t_sys_us is None else launches * t_sys_us
+    if kt is None:
+        reasons["kt_us"] = "T_sys not measured"
+    kernels = sum(activity.kind == "kernel" for activity in activities)
+    return _Row(site_op(site), site_kind(site, "cuda"), site.module_path, site.source, launches, kernels, ft, ct_us, kt,
+                device_sum_us(activities), tier, reasons)  # fmt: skip
+
+
+def _kernel_rows(activities: list[Activity], trace: Trace, t_sys_us: float | None) -> list[_Row]:
+    """Rows for what no recorded site issued: kernels of graphs, kernels and copies between calls, graph launches."""
+    rows = []
+    graph = iter(trace.graph_latency_us)
+    seen: set[int] = set()
+    for activity in activities:
+        launch = trace.step.launches[activity.launch] if activity.launch is not None else None
+        in_graph = launch is not None and launch.kind == "graph"
+        first = launch is not None and activity.launch not in seen and activity.launch is not None
+        if first and activity.launch is not None:
+            seen.add(activity.launch)
+        counted = int(first and launch is not None and launch.kind == "kernel")
+        kind = classify_kernel(activity.name, activity.kind)
+        reasons = {
+            "ft_us": "inside a CUDA graph: it has no host time of its own" if in_graph else "issued between recorded calls",
+            "ct_us": "inside a CUDA graph: no library call is made" if in_graph else "issued between recorded calls",
+        }
+        kt = None if counted and t_sys_us is None else counted * (t_sys_us or 0.0)
+        if kt is None:
+            reasons["kt_us"] = "T_sys not measured"
+        rows.append(_Row(short_kernel(activity.name), kind, None, None, counted, int(activity.kind == "kernel"), None,
+                         None, kt, activity.duration_us, None, reasons))  # fmt: skip
+    launch_kind = Classification(family="graph-launch", library="CUDA", i_lib=False, code="graph_launch",
+                                 reason="one launch call for a whole captured graph")  # fmt: skip
+    for launch in trace.step.launches:
+        if launch.kind == "graph":
+            latency = next(graph, None)
+            reasons = {
+                "ft_us": "in ft_parts: the graph's runtime",
+                "ct_us": "a graph launch makes no library call",
+                "kernels": "counted in the rows of its kernels",
+                "device_us": "counted in the rows of its kernels",
+            }
+            if latency is None:
+                reasons["kt_us"] = "graph latency not measured"
+            rows.append(_Row(launch.api, launch_kind, None, None, 1, None, None, None, latency, None, None, reasons))
+    return rows
+
+
+def host_only_nodes(timing: Timing, costs: Sequence[SiteCost]) -> list[Node]:
+    """The rows of a variant on the CPU device, where host and device are one thread."""
+    reasons = dict.fromkeys(("launches", "kernels", "kt_us"), "the CPU device launches nothing")
+    rows = [
+        _Row(site_op(site), site_kind(site, "cpu"), site.module_path, site.source, None, None, cost.ft_us, cost.ct_us, None,
+             cost.device_us, cost.tier, reasons)
+        for site, cost in zip(timing.sites, costs, strict=True)
+        if site.ops or site.target.startswith(("cpp:", "extern:")) or "empty_strided" in site.target
+    ]  # fmt: skip
+    return _grouped(rows)
+
+
+def short_kernel(name: str) -> str:
+    """A kernel's name without return type and arguments, cut at 120 characters."""
+    text = re.sub(r"^void ", "", name)
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "<") - (character == ">")
+        if character == "(" and depth == 0 and position and not text[:position].endswith(("operator", "::", " ")):
+            text = text[:position]
+            break
+    return text[:120]
+
+
+def folded(path: str | None) -> str | None:
+    """A module path with its layer numbers folded to ``*``, so that like layers share a row."""
+    return None if path is None else re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
+
+
+def _grouped(rows: Iterable[_Row]) -> list[Node]:
+    groups: dict[tuple[str, str, str, str | None, SourceLine | None], list[_Row]] = collections.defaultdict(list)
+    for row in rows:
+        groups[(row.op, row.kind.family, row.kind.library, folded(row.module_path), row.source)].append(row)
+    nodes = [_node(key, members) for key, members in groups.items()]
+    return sorted(nodes, key=_weight, reverse=True)
+
+
+def _weight(node: Node) -> tuple[float, float]:
+    return (node.ft_us or 0.0) + (node.ct_us or 0.0) + (node.kt_us or 0.0), node.device_us or 0.0
+
+
+def _node(key: tuple[str, str, str, str | None, SourceLine | None], rows: list[_Row]) -> Node:
+    op, family, library, module_path, source = key
+    sums: dict[str, float | int | None] = {}
+    reasons: dict[str, str] = {}
+    for name in Node.MEASUREMENTS:
+        values = [getattr(row, name) for row in rows]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            sums[name] = sum(known)
+        else:
+            sums[name] = None
+            reasons[name] = next(row.reasons.get(name, "not measured") for row in rows if getattr(row, name) is None)
+    tiers = [row.tier for row in rows if row.tier is not None]
+    weakest = max(tiers, key=lambda tier: TIERS.index(tier) if tier in TIERS else 0) if tiers else None
+    first = rows[0]
+    return Node(op=op, family=family, library=library, i_lib=first.kind.i_lib, reason=first.kind.reason,
+                module_path=module_path, source=source, count=len(rows), match_tier=weakest, unmeasured=reasons,
+                **sums)  # type: ignore[arg-type] # fmt: skip
+
+
+def _tier(site: Site, activities: list[Activity], traced: dict[tuple[str, str], ReplayTrace]) -> str | None:
+    """How the site's kernels meet those of its replays; None when the site launched no kernel."""
+    own = [(a.name, a.signature) for a in activities if a.kind == "kernel"]
+    if not own:
+        return None
+    call = traced.get(("call", site.call_key or ""))
+    replays = [call] if call else [r for key in site.leaf_keys if (r := traced.get(("leaf", key)))]
+    return match_tier(own, [kernel for replay in replays for kernel in replay.kernels])
+
+
+def match_tier(step: Sequence[KernelId], replayed: Sequence[KernelId]) -> str:
+    """The tier by which the step's kernels meet the replay's: exact name and launch signature first."""
+    if not replayed:
+        return "unmatched"
+    if sorted(step) == sorted(replayed):
+        return "exact"
+    names, known = [name for name, _ in step], [name for name, _ in replayed]
+    if sorted(names) == sorted(known):
+        return "name"
+    if all(any(short_kernel(a) in b or short_kernel(b) in a for b in known) for a in names):
+        return "substring"
+    return "most common"
+
+
+def family_replays(timing: Timing, trace: Trace, t_sys_us: float | None) -> list[FamilyReplay]:
+    """Isolated replay beside the step, per family of its calls; families in order of their in-situ time."""
+    clock = timing.in_situ
+    hot = {(r.level, r.key): r for r in timing.replays}
+    traced = {(r.level, r.key): r for r in trace.replays}
+    by_site: dict[int | None, list[Activity]] = collections.defaultdict(list)
+    for activity in trace.step.activities:
+        by_site[activity.site].append(activity)
+    members: dict[str, list[int]] = collections.defaultdict(list)
+    for index, site in enumerate(timing.sites):
+        if site.call_key or site.leaf_keys:
+            members[site_kind(site, "cuda").family].append(index)
+    ok = {key: replay for key, replay in traced.items() if replay.failure is None}
+    rows = [
+        _family_replay(family, [(i, timing.sites[i]) for i in indices], clock, hot, ok, by_site, t_sys_us)
+        for family, indices in members.items()
+    ]
+    return sorted(rows, key=lambda row: row.unique_ops, reverse=True)
+
+
+def _family_replay(family: str, sites: list[tuple[int, Site]], clock: InSitu | None, hot: dict, traced: dict,
+                   by_site: dict[int | None, list[Activity]], t_sys_us: float | None) -> FamilyReplay:  # type: ignore[type-arg] # fmt: skip
+    keys = {("call", s.call_key) if s.call_key else ("leaf", k) for _, s in sites for k in (s.leaf_keys or ("",))}
+    failed = sum(key not in hot or hot[key].host_us is None for key in keys)
+    tiers: collections.Counter[str] = collections.Counter()
+    seen: set[object] = set()
+    hot_us, in_situ_us = 0.0, 0.0
+    for index, site in sites:
+        key = site.call_key or site.leaf_keys
+        if key not in seen:
+            seen.add(key)
+            tier = _tier(site, by_site[index], traced)
+            if tier:
+                tiers[tier] += 1
+        replay = hot.get(("call", site.call_key))
+        if clock is not None and replay is not None and replay.host_us is not None:
+            hot_us += replay.host_us
+            in_situ_us += clock.site_us[index]
+    latencies = [
+        traced[("leaf", key)].latency_us for _, site in sites for key in set(site.leaf_keys)
+        if ("leaf", key) in traced and traced[("leaf", key)].latency_us is not None
+    ]  # fmt: skip
+    reasons = {}
+    ratio = hot_us / in_situ_us if in_situ_us > 0 else None
+    if ratio is None:
+        reasons["hot_over_in_situ"] = "only the uncompiled step's calls are replayed by their own Python targets"
+    residual = statistics.median(latencies) - t_sys_us if latencies and t_sys_us is not None else None
+    if residual is None:
+        reasons["kt_fw_us"] = "the family launches nothing" if not latencies else "T_sys not measured"
+    return FamilyReplay(family=family, unique_ops=len(keys), failed=failed, hot_over_in_situ=ratio, kt_fw_us=residual,
+                        tiers=dict(tiers), unmeasured=reasons)  # fmt: skip

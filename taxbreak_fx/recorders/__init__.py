@@ -1,0 +1,1 @@
+"""Sources of recordings.  Measuring on this machine is the only one so far."""

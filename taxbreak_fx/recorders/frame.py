@@ -1,0 +1,108 @@
+"""What surrounds a compiled graph, by subtraction: guards, eval frame, AOT wrapper (method.md, third table)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from taxbreak_fx.recorders.bench import MAX_PAIRS, MIN_PAIRS, WARMUP_PAIRS, Bench, one_line, quiet_gc
+from taxbreak_fx.recording import Frame
+
+
+class _Null:
+    """A backend whose callables return what their first call computed, so that only the surroundings take time."""
+
+    def __init__(self) -> None:
+        self.aot = False
+        self.aot_failure: str | None = None
+
+    def __call__(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        plain, wrapped = _remember(gm.forward), self._wrap(gm, example_inputs)
+
+        def run(*args: Any) -> Any:
+            return wrapped(*args) if self.aot and wrapped is not None else plain(*args)
+
+        return run
+
+    def _wrap(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any] | None:
+        from functorch.compile import make_boxed_func
+        from torch._dynamo.backends.common import aot_autograd
+
+        def compiler(graph: torch.fx.GraphModule, _: Any) -> Any:
+            return make_boxed_func(_remember(graph.forward))
+
+        try:
+            wrapped: Callable[..., Any] = aot_autograd(fw_compiler=compiler, keep_inference_input_mutations=True)(
+                gm, example_inputs
+            )
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            self.aot_failure = one_line(error)
+            return None
+        return wrapped
+
+
+def _remember(forward: Callable[..., Any]) -> Callable[..., Any]:
+    box: list[Any] = []
+
+    def run(*args: Any) -> Any:
+        if not box:
+            box.append(forward(*args))
+        return box[0]
+
+    return run
+
+
+def measure_frame(bench: Bench) -> Frame:
+    """Guards, frame and AOT wrapper of the workload under torch.compile, in microseconds per step."""
+    null = _Null()
+    workload = bench.workload
+    compiled = torch.compile(workload.call, backend=null)
+
+    def host_us() -> float:
+        bench.snapshot.restore()
+        bench.sync()
+        started = time.perf_counter_ns()
+        output = compiled(*workload.args, **workload.kwargs)
+        elapsed = (time.perf_counter_ns() - started) / 1e3
+        del output
+        return elapsed
+
+    def skipping_us() -> float:
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+            return host_us()
+
+    def aot_us() -> float:
+        null.aot = True
+        try:
+            return host_us()
+        finally:
+            null.aot = False
+
+    rows: list[tuple[float, float, float]] = []
+    try:
+        with torch.no_grad(), quiet_gc():
+            for _ in range(WARMUP_PAIRS):
+                host_us(), aot_us(), skipping_us()
+            deadline = time.perf_counter() + bench.budget_s / 3
+            while len(rows) < MIN_PAIRS or (len(rows) < MAX_PAIRS and time.perf_counter() < deadline):
+                rows.append((host_us(), skipping_us(), aot_us()))
+    finally:
+        torch._dynamo.reset()
+        bench.snapshot.restore()
+    plain, skipped, wrapped = (statistics.median(column) for column in zip(*rows, strict=True))
+    return Frame(
+        guards_us=statistics.median(a - b for a, b, _ in rows),
+        frame_us=skipped,
+        aot_us=None if null.aot_failure else wrapped - plain,
+        aot_failure=null.aot_failure,
+        guard_count=_guard_count(),
+    )
+
+
+def _guard_count() -> int | None:
+    metrics = [m for m in torch._dynamo.utils.get_compilation_metrics() if getattr(m, "guard_count", None)]
+    return metrics[-1].guard_count if metrics else None

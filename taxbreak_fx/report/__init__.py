@@ -1,0 +1,1 @@
+"""Reports: each module reads a finished ``Review`` and returns text; ``content`` chooses what they show."""

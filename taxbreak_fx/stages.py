@@ -1,0 +1,143 @@
+"""The stages of a review, their results on disk, and how results become a ``Review``.  No torch: the supervisor's half.
+
+All timing comes before the first trace, because the profiler leaves its process slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from taxbreak_fx import __version__
+from taxbreak_fx.compare import compare_all
+from taxbreak_fx.decompose import decompose
+from taxbreak_fx.errors import FormatError, OutputError
+from taxbreak_fx.model import Calibration, Machine, Record, Review, Variant
+from taxbreak_fx.recording import Frame, HostFacts, LaunchFloor, Recording, Timing, Trace
+
+Kind = Literal["host", "timing", "frame", "trace", "floor"]
+INTERRUPTED = "interrupted by the user"
+NOT_REACHED = "not reached"
+Result = HostFacts | Timing | Frame | Trace | LaunchFloor
+_TYPES: dict[str, type[Record]] = {
+    "host": HostFacts, "timing": Timing, "frame": Frame, "trace": Trace, "floor": LaunchFloor,
+}  # fmt: skip
+
+
+class Stage(Record, frozen=True, kw_only=True):
+    """One bounded piece of work; ``variant`` is None where it serves all variants."""
+
+    kind: Kind
+    variant: str | None = None
+
+    @property
+    def title(self) -> str:
+        """For progress bars and file names."""
+        return f"{self.kind}-{self.variant}" if self.variant else self.kind
+
+
+class Outcome(Record, frozen=True, kw_only=True):
+    """What came of a stage: its result, or the reason there is none.  ``fatal``: the process cannot go on."""
+
+    stage: Stage
+    seconds: float
+    failure: str | None = None
+    fatal: bool = False
+    result: msgspec.Raw = msgspec.Raw(b"null")
+
+    def value(self) -> Result:
+        """The decoded result.  Raises ``FormatError`` when the bytes are no such result."""
+        try:
+            return msgspec.json.decode(self.result, type=_TYPES[self.stage.kind])  # type: ignore[return-value]
+        except msgspec.DecodeError as error:
+            raise FormatError(f"stage {self.stage.title} holds no valid result ({error}); run the review again") from error
+
+
+def plan(variants: Sequence[str], device: Literal["cuda", "cpu"]) -> list[Stage]:
+    """The stages of a review in order.  ``variants`` begins with eager."""
+    stages = [Stage(kind="host"), Stage(kind="timing", variant="eager")]
+    compiled = [name for name in variants if name not in ("eager", "eager-graph")]
+    if compiled:
+        stages.append(Stage(kind="frame"))
+    stages += [Stage(kind="timing", variant=name) for name in variants if name != "eager"]
+    if device == "cuda":
+        stages += [Stage(kind="trace", variant=name) for name in variants]
+        stages.append(Stage(kind="floor"))
+    return stages
+
+
+def unneeded(stage: Stage, outcomes: Iterable[Outcome]) -> str | None:
+    """Why a stage need not run: eager failed, or its variant could not be timed."""
+    for outcome in outcomes:
+        if outcome.failure is None or outcome.stage.kind != "timing":
+            continue
+        if outcome.stage.variant == "eager":
+            return f"eager failed: {outcome.failure}"
+        if outcome.stage.variant == stage.variant:
+            return outcome.failure
+    return None
+
+
+def journal(outcome: Outcome, folder: Path, number: int) -> None:
+    """Write an outcome to ``folder``.  Raises ``OutputError`` when it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{number:02d}-{outcome.stage.title}.json"
+        partial = target.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.encode(outcome))
+        partial.replace(target)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
+
+
+def assemble(outcomes: Sequence[Outcome], variants: Sequence[str], device: Literal["cuda", "cpu"],
+             notes: Sequence[str] = ()) -> Review:  # fmt: skip
+    """The review of what was measured; what was not carries its reason.  Raises ``FormatError`` without host facts."""
+    found = {(outcome.stage.kind, outcome.stage.variant): outcome for outcome in outcomes}
+    host = found.get(("host", None))
+    if host is None or host.failure is not None:
+        raise FormatError(f"no review: the machine was not described ({host.failure if host else NOT_REACHED})")
+    facts = host.value()
+    assert isinstance(facts, HostFacts)
+    machine = with_floor(facts.machine, found.get(("floor", None)), device)
+    recordings = [recording(name, found, device, machine.calibration) for name in variants]
+    eager = next((item for item in recordings if item.variant == "eager"), None)
+    finished: list[Variant] = [decompose(item, eager) for item in recordings]
+    timings = {item.variant: item.timing for item in recordings if item.timing is not None}
+    graphs = next((timing.graphs for name, timing in timings.items() if timing.graphs), [])
+    return Review(
+        tool_version=__version__, origin="measured", model=facts.model, step=facts.step, machine=machine,
+        variants=finished, comparisons=compare_all(finished, timings), graphs=graphs, notes=list(notes),
+    )  # fmt: skip
+
+
+def recording(name: str, found: dict[tuple[Kind, str | None], Outcome], device: Literal["cuda", "cpu"],
+              calibration: Calibration) -> Recording:  # fmt: skip
+    """All stage results of one variant; missing ones leave their reason in ``failures``."""
+    values: dict[str, Result | None] = {}
+    failures: dict[str, str] = {}
+    for kind, variant in (("timing", name), ("trace", name), ("frame", None)):
+        outcome = found.get((kind, variant))  # type: ignore[arg-type]
+        values[kind] = outcome.value() if outcome is not None and outcome.failure is None else None
+        if values[kind] is None:
+            failures[kind] = outcome.failure if outcome is not None and outcome.failure else NOT_REACHED
+    return Recording(variant=name, device=device, calibration=calibration, failures=failures, **values)  # type: ignore[arg-type]
+
+
+def with_floor(machine: Machine, outcome: Outcome | None, device: str) -> Machine:
+    """``machine`` with the traced launch floor filled in, or the reason it is missing."""
+    if device == "cpu":
+        return machine
+    floor = outcome.value() if outcome is not None and outcome.failure is None else None
+    calibration = machine.calibration
+    reasons = {name: why for name, why in calibration.unmeasured.items() if name != "t_sys_us"}
+    t_sys = floor.t_sys_us if isinstance(floor, LaunchFloor) else None
+    if t_sys is None:
+        failure = floor.failure if isinstance(floor, LaunchFloor) else outcome.failure if outcome else NOT_REACHED
+        reasons["t_sys_us"] = failure or NOT_REACHED
+    return msgspec.structs.replace(
+        machine, calibration=msgspec.structs.replace(calibration, t_sys_us=t_sys, unmeasured=reasons)
+    )

@@ -1,0 +1,307 @@
+"""The ways of running a step.  A variant builds itself, describes itself, and says how its sites are reached.
+
+``Variant.build`` compiles the workload and returns a ``Built``; the caller runs ``Built.call`` once or more to finish
+compilation.  Building never touches process-wide configuration except inside the calls that need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from taxbreak_fx.errors import CaptureError, UsageError
+from taxbreak_fx.model import GraphInfo
+from taxbreak_fx.observe import EagerSites, GraphSwitch, Labels, graph_replays, instrument_graph, wrapper_sites
+from taxbreak_fx.probes import Probe
+from taxbreak_fx.sources import SourceLine, foreign
+from taxbreak_fx.state import Snapshot
+from taxbreak_fx.workload import Workload
+
+GRAPH_WARMUP_STEPS = 3  # torch.cuda.graph asks for eager runs on a side stream before capture
+
+
+class Built:
+    """A variant ready to run: ``call`` runs one step; ``prepare`` is what a serving loop does between steps."""
+
+    graphed = False
+    mechanism = "function mode"
+    build_calls = 1
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+        self.graphs: list[GraphInfo] = []
+        self.notes: list[str] = []
+
+    def prepare(self) -> None:
+        """Nothing to do between steps, unless a variant says so."""
+
+    @contextlib.contextmanager
+    def observe(self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None) -> Iterator[None]:
+        """Route every site of the next steps through ``probe``; ``mode`` is entered where the ops are dispatched."""
+        with EagerSites(probe):
+            yield
+
+    def release(self) -> None:
+        """Drop compiled code and graph pools, so that the next variant starts from the same memory."""
+
+
+class _Compiled(Built):
+    """A step under torch.compile; one ``GraphSwitch`` per graph that Dynamo hands over."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._switches: list[tuple[GraphSwitch, torch.fx.GraphModule]] = []
+        self._calls = 0
+        compiled = torch.compile(workload.call, backend=self._backend)
+        super().__init__(lambda: compiled(*workload.args, **workload.kwargs))
+
+    def _backend(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        self.graphs.append(graph_info(gm))
+        switch = GraphSwitch(self._compile(gm, example_inputs))
+        self._switches.append((switch, gm))
+        return switch
+
+    def _compile(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        raise NotImplementedError
+
+    def _watch(self, probe: Probe, labels: Labels | None, gm: torch.fx.GraphModule, plain: Callable[..., Any]) -> Any:
+        """What a graph runs while observed."""
+        return plain
+
+    @contextlib.contextmanager
+    def observe(self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None) -> Iterator[None]:
+        self._calls = 0
+
+        def entered(run: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
+                self._calls += 1
+                with mode or contextlib.nullcontext():
+                    return run(*args)
+
+            return call
+
+        for switch, gm in self._switches:
+            switch.active = entered(self._watch(probe, labels, gm, switch.plain))
+        try:
+            with self._surround(probe, labels):
+                yield
+        finally:
+            for switch, _ in self._switches:
+                switch.active = switch.plain
+
+    def _surround(self, probe: Probe, labels: Labels | None) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def release(self) -> None:
+        self._switches.clear()
+        self.call = _released
+        torch._dynamo.reset()
+        gc.collect()
+
+
+class _Dynamo(_Compiled):
+    mechanism = "generated"
+
+    def _compile(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        return gm.forward
+
+    def _watch(self, probe: Probe, labels: Labels | None, gm: torch.fx.GraphModule, plain: Callable[..., Any]) -> Any:
+        return instrument_graph(gm, probe, labels, lambda: self._calls)
+
+
+class _Inductor(_Compiled):
+    mechanism = "stand-in"
+
+    def __init__(self, workload: Workload, mode: str = "default") -> None:
+        self._mode = mode
+        self._modules: list[types.ModuleType] = []
+        super().__init__(workload)
+
+    def _compile(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        return compile_inductor(gm, example_inputs, self._mode, self._modules)
+
+    def _surround(self, probe: Probe, labels: Labels | None) -> contextlib.AbstractContextManager[None]:
+        return wrapper_sites(self._modules, probe, labels, lambda: self._calls)
+
+
+class _GraphTrees(_Inductor):
+    graphed = True
+    build_calls = 3  # cudagraph trees: one eager warm-up, one recording, one replay
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload, "reduce-overhead")
+
+    def prepare(self) -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+
+    def _surround(self, probe: Probe, labels: Labels | None) -> contextlib.AbstractContextManager[None]:
+        return graph_replays(probe, labels)
+
+    def release(self) -> None:
+        super().release()
+        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+        reset_cudagraph_trees()
+        _empty_cache()
+
+
+class _CudaGraphsBackend(_Compiled):
+    graphed = True
+    mechanism = "stand-in"
+    build_calls = 3
+
+    def _compile(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        from torch._dynamo.backends.cudagraphs import cudagraphs
+
+        compiled: Callable[..., Any] = cudagraphs(gm, example_inputs)
+        return compiled
+
+    def prepare(self) -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+
+    def _surround(self, probe: Probe, labels: Labels | None) -> contextlib.AbstractContextManager[None]:
+        return graph_replays(probe, labels)
+
+    def release(self) -> None:
+        super().release()
+        _empty_cache()
+
+
+class _EagerGraph(Built):
+    graphed = True
+    mechanism = "stand-in"
+
+    def __init__(self, workload: Workload, snapshot: Snapshot) -> None:
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(GRAPH_WARMUP_STEPS):
+                snapshot.restore()
+                workload.run()
+        torch.cuda.current_stream().wait_stream(side)
+        snapshot.restore()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            outputs = workload.run()
+
+        def replay() -> Any:
+            graph.replay()
+            return outputs
+
+        super().__init__(replay)
+        self._graph: torch.cuda.CUDAGraph | None = graph
+
+    @contextlib.contextmanager
+    def observe(self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None) -> Iterator[None]:
+        with graph_replays(probe, labels):
+            yield
+
+    def release(self) -> None:
+        self.call = _released
+        if self._graph is not None:
+            self._graph.reset()
+        self._graph = None
+        _empty_cache()
+
+
+DESCRIPTIONS = {
+    "eager": "the step as written",
+    "dynamo": "the captured graph run as it is: torch.compile with a backend that returns gm.forward",
+    "inductor": "torch.compile with the default mode of Inductor",
+    "reduce-overhead": "Inductor with CUDA graph trees",
+    "cudagraphs": "torch.compile(backend='cudagraphs'): the captured graph replayed as a CUDA graph",
+    "eager-graph": "the uncompiled step captured by torch.cuda.graph",
+}
+
+
+def build(name: str, workload: Workload, snapshot: Snapshot) -> Built:
+    """Build a variant by name.
+
+    Raises ``UsageError`` for an unknown name, ``CaptureError`` when the step cannot be captured; torch's own errors
+    (out of memory, unsupported op) pass through and cost this variant only.
+    """
+    if name == "eager":
+        return Built(workload.run)
+    if name == "dynamo":
+        return _Dynamo(workload)
+    if name == "inductor":
+        return _Inductor(workload)
+    if name == "reduce-overhead":
+        return _GraphTrees(workload)
+    if name == "cudagraphs":
+        return _CudaGraphsBackend(workload)
+    if name == "eager-graph":
+        return _EagerGraph(workload, snapshot)
+    raise UsageError(f"unknown variant {name!r}; known: {', '.join(DESCRIPTIONS)}")
+
+
+def compile_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any], mode: str, modules: list[types.ModuleType],
+                     options: dict[str, Any] | None = None) -> Callable[..., Any]:  # fmt: skip
+    """Inductor's callable for ``gm``; ``modules`` receives the wrapper modules that it loads."""
+    from torch._inductor import list_mode_options
+    from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.compile_fx import compile_fx
+
+    load = PyCodeCache.load_by_key_path
+
+    def loading(*args: Any, **kwargs: Any) -> types.ModuleType:
+        module = load(*args, **kwargs)
+        if hasattr(module, "call") and module not in modules:
+            modules.append(module)
+        return module
+
+    patches = {**(list_mode_options(mode) if mode != "default" else {}), **(options or {})}
+    with mock.patch.object(PyCodeCache, "load_by_key_path", loading):
+        compiled: Callable[..., Any] = compile_fx(gm, example_inputs, config_patches=patches)
+    return compiled
+
+
+@contextlib.contextmanager
+def graph_skips(notes: list[str]) -> Iterator[None]:
+    """Add to ``notes`` what Inductor says when it leaves a graph un-graphed, which it does without failing."""
+    from torch._inductor import cudagraph_utils
+
+    log = cudagraph_utils.cudagraphs_log
+    warning = log.warning
+
+    def heard(message: str, *args: Any, **kwargs: Any) -> None:
+        text = str(message) % args if args else str(message)
+        note = " ".join(text.split())[:300]
+        if note not in notes:
+            notes.append(note)
+        warning(message, *args, **kwargs)
+
+    with mock.patch.object(log, "warning", heard):
+        yield
+
+
+def graph_info(gm: torch.fx.GraphModule) -> GraphInfo:
+    """Compile id, size and break reason of the graph that Dynamo is compiling now."""
+    compile_id = torch._guards.CompileContext.current_compile_id()
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    broken = reason is not None and getattr(reason, "graph_break", False)
+    source = None
+    if broken:
+        for frame in reversed(getattr(reason, "user_stack", None) or []):
+            if foreign(frame.filename):
+                source = SourceLine(file=frame.filename, line=frame.lineno or 0)
+                break
+    calls = sum(node.op.startswith("call_") for node in gm.graph.nodes)
+    text = " ".join(str(getattr(reason, "reason", "")).split())[:300] if broken else None
+    return GraphInfo(compile_id=str(compile_id), nodes=calls, break_reason=text, source=source)
+
+
+def _released() -> Any:
+    raise CaptureError("this variant was released; build it again to run it")
+
+
+def _empty_cache() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,0 +1,66 @@
+"""The process that holds the weights.  Started by the supervisor as ``python -m taxbreak_fx.worker FD REQUEST``.
+
+It reads one stage per line from stdin and writes one reply per line to the file descriptor it was given; its stdout and
+stderr belong to the libraries and go to a log.  It ends when its stdin closes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal
+
+import msgspec
+
+from taxbreak_fx.errors import DeviceError, TaxbreakError
+from taxbreak_fx.model import Record
+from taxbreak_fx.request import ReviewRequest, check_variants
+from taxbreak_fx.stages import Stage
+
+
+class Ready(Record, frozen=True, kw_only=True):
+    """The worker's first reply: what it will run on, or the user's mistake."""
+
+    device: Literal["cuda", "cpu"] | None = None
+    variants: tuple[str, ...] = ()
+    error: str | None = None
+    exit_code: int = 0
+
+
+def main() -> None:
+    """Load the workload, answer, then run stages until stdin closes."""
+    descriptor, request = int(sys.argv[1]), msgspec.json.decode(sys.argv[2].encode(), type=ReviewRequest)
+    replies = os.fdopen(descriptor, "wb", buffering=0)
+
+    def reply(message: Record) -> None:
+        replies.write(msgspec.json.encode(message) + b"\n")
+
+    try:
+        from taxbreak_fx.models import load, resolve_device
+
+        device = resolve_device(request.device)
+        variants = check_variants(request.variants, device)
+        workload = load(request, device)
+        from taxbreak_fx.pipeline import Runner
+
+        runner = Runner(workload, device, request.budget_s)
+    except TaxbreakError as error:
+        reply(Ready(error=str(error), exit_code=error.exit_code))
+        return
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        failure = DeviceError(f"{request.model} does not fit in the device's memory: choose a smaller model or batch")
+        reply(Ready(error=str(failure), exit_code=failure.exit_code))
+        return
+    reply(Ready(device=device, variants=variants))
+    for line in sys.stdin.buffer:
+        outcome = runner.run(msgspec.json.decode(line, type=Stage))
+        reply(outcome)
+        if outcome.fatal:
+            # The context is poisoned: even its destructors may hang, so leave without them.
+            os._exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Reports show what the review holds, fit their space, and stay harmless whatever names a model brings."""
+
+from __future__ import annotations
+
+import unicodedata
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+from sample_review import NO_WAIT, sample_review
+
+from taxbreak_fx.model import Interval, Review, SourceLine, Variant
+from taxbreak_fx.report import format as fmt
+from taxbreak_fx.report.content import page, top_nodes
+from taxbreak_fx.report.html import html
+from taxbreak_fx.report.markdown import markdown
+from taxbreak_fx.report.text import MAX_LINES, terminal
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = "</script><img src=x onerror=alert(1)>|`x`\n# *h* [l](javascript:1)\x1b[31m\x9b2J\u202e\r&lt;\\|"
+
+
+def hostile_review() -> Review:
+    """The sample with ``HOSTILE`` as every text that a model, a library or a user can choose."""
+    sample = sample_review()
+    eager, _, *others = sample.variants
+    source = SourceLine(file=HOSTILE, line=1)
+    nodes = [
+        msgspec.structs.replace(node, op=HOSTILE, family=HOSTILE, library=HOSTILE, module_path=HOSTILE, source=source)
+        for node in eager.nodes
+    ]
+    eager = msgspec.structs.replace(eager, nodes=nodes, notes=[HOSTILE], library_calls={HOSTILE: 1})
+    return msgspec.structs.replace(
+        sample,
+        model=HOSTILE,
+        tool_version=HOSTILE,
+        step=msgspec.structs.replace(sample.step, dtype=HOSTILE, options={HOSTILE: HOSTILE}),
+        machine=msgspec.structs.replace(sample.machine, device=HOSTILE, torch=HOSTILE, date=HOSTILE),
+        variants=[eager, Variant.unavailable(HOSTILE, "failed", HOSTILE), *others],
+        comparisons=[
+            msgspec.structs.replace(c, verdict=HOSTILE, worse=[HOSTILE], variant=HOSTILE) for c in sample.comparisons
+        ],
+        graphs=[
+            msgspec.structs.replace(g, compile_id=HOSTILE, break_reason=HOSTILE, source=source) for g in sample.graphs
+        ],
+        notes=[HOSTILE],
+    )
+
+
+def test_golden_text() -> None:
+    assert terminal(sample_review()) == (GOLDEN / "review.txt").read_text(encoding="utf-8")
+
+
+def test_golden_markdown() -> None:
+    assert markdown(sample_review()) == (GOLDEN / "review.md").read_text(encoding="utf-8")
+
+
+def row(text: str, start: str, nth: int = 0) -> str:
+    """The ``nth`` line that starts with the word ``start``, with single spaces."""
+    return " ".join([line for line in text.splitlines() if line.split(" ")[0] == start][nth].split())
+
+
+def test_text_shows_the_numbers_derived_in_the_sample() -> None:
+    text = terminal(sample_review())
+    expected = "eager 1.00 [0.99 1.02] 0.900 0.220 20 20 0.600 0.200 0.080 0.200 yes"
+    assert row(text, "eager") == expected
+    assert row(text, "inductor", 1) == "inductor 0.340 0.050 0.048 0.062 0.500 0.500 [0.490 0.510] faster"
+    # 150 + 200 + 48 = 398 µs.
+    assert row(text, "linear") == "linear toy/modeling_toy.py:41 model.layers.*.attention.query 12 0.398 0.150"
+
+
+def test_unmeasured_shows_a_dash_and_its_reason_once() -> None:
+    text = terminal(sample_review())
+    assert row(text, "reduce-overhead").split()[8] == fmt.MISSING
+    assert text.count(NO_WAIT) == 1
+    assert markdown(sample_review()).count(NO_WAIT) == 1
+
+
+def test_failed_and_skipped_variants_show_their_reason() -> None:
+    for report in (terminal(sample_review()), markdown(sample_review()), html(sample_review())):
+        assert "cudagraphs failed: CUDA out of memory: tried to allocate 32 GiB" in report
+        assert "dynamo skipped: the time limit was reached" in report
+
+
+def test_only_comparisons_with_eager_in_text_all_in_markdown() -> None:
+    assert "relative to eager" in terminal(sample_review())
+    assert "worse than inductor" not in terminal(sample_review())
+    assert "worse than inductor in: device time, outputs differ" in markdown(sample_review())
+
+
+def test_ops_come_from_the_first_measured_variant_when_eager_failed() -> None:
+    sample = sample_review()
+    eager, _, inductor = sample.variants[:3]
+    with_nodes = msgspec.structs.replace(inductor, nodes=eager.nodes, launches=20, kernels=20)
+    failed = Variant.unavailable("eager", "failed", "boom")
+    review = msgspec.structs.replace(sample, variants=[failed, with_nodes], comparisons=[])
+    variant, nodes = top_nodes(review, 2)
+    assert variant is not None and variant.name == "inductor"
+    assert [node.op for node in nodes] == ["aten.linear.default", "aten.layer_norm.default"]
+    assert "Top ops of inductor" in terminal(review)
+    assert "eager failed: boom" in terminal(review)
+
+
+def cpu_review() -> Review:
+    """The sample's eager as on a CPU, where launches, kernels and ΔKT do not exist."""
+    sample = sample_review()
+    eager = sample.variants[0]
+    why = "no launches on a CPU"
+    assert eager.breakdown is not None
+    terms = msgspec.structs.replace(
+        eager.breakdown, kt_us=None, orchestration_us=800.0, unmeasured=eager.breakdown.unmeasured | {"kt_us": why}
+    )
+    absent = dict.fromkeys(("launches", "kernels", "launch_us"), why)
+    eager = msgspec.structs.replace(
+        eager, launches=None, kernels=None, launch_us=None, nodes=[], breakdown=terms, unmeasured=absent
+    )
+    return msgspec.structs.replace(sample, variants=[eager], comparisons=[])
+
+
+def test_columns_without_any_value_are_dropped_with_their_reason() -> None:
+    text = terminal(cpu_review())
+    header = next(line for line in text.splitlines() if line.startswith("variant"))
+    assert header.split() == ["variant", "wall", "[95", "%]", "host", "device", "ΔFT", "ΔCT", "HDBI", "equal"]
+    assert "no launches on a CPU" in text
+
+
+def test_review_without_any_measured_variant() -> None:
+    failed = Variant.unavailable("eager", "failed", "boom")
+    for variants in ([failed], []):
+        review = msgspec.structs.replace(sample_review(), variants=variants, comparisons=[], graphs=[])
+        for report in (terminal(review), markdown(review), html(review)):
+            assert ("eager failed: boom" in report) == bool(variants)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_text_fits(width: int) -> None:
+    for review in (sample_review(), hostile_review(), cpu_review(), crowded_review()):
+        lines = terminal(review, width).splitlines()
+        assert len(lines) <= MAX_LINES
+        assert max(map(len, lines)) <= width
+
+
+def crowded_review() -> Review:
+    """More variants, failures, notes and ops than fit."""
+    sample = sample_review()
+    eager = sample.variants[0]
+    silent = [msgspec.structs.replace(eager.nodes[0], op=f"op{i}", ft_us=float(i)) for i in range(50)]
+    first = msgspec.structs.replace(eager, nodes=[*eager.nodes, *silent])
+    more = [Variant.unavailable(f"variant-{i}", "failed", f"reason {i}") for i in range(20)]
+    copies = [msgspec.structs.replace(c, variant=f"v{i}") for i, c in enumerate(sample.comparisons * 5)]
+    notes = [f"note {i}" for i in range(30)]
+    return msgspec.structs.replace(
+        sample, variants=[first, *sample.variants[1:], *more], comparisons=copies, notes=notes
+    )
+
+
+def test_what_does_not_fit_is_announced() -> None:
+    text = terminal(crowded_review())
+    assert "… and 20 more rows: see review.json" in text  # 26 variants, 6 shown
+    assert "more notes: see review.json" in text
+    narrow = terminal(sample_review(), 80)
+    assert "no room for: host, equal, kernels" in narrow
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_terminal_gets_no_control_characters(width: int) -> None:
+    text = terminal(hostile_review(), width)
+    bad = {char for char in text if unicodedata.category(char) in ("Cc", "Cf") and char != "\n"}
+    assert not bad
+    assert "\\x1b[31m" in text
+
+
+def cells(line: str) -> int:
+    """How many cells GitHub sees: an escaping backslash hides the character after it."""
+    return line.replace("\\\\", "").replace("\\|", "").count("|")
+
+
+def test_markdown_tables_keep_their_shape() -> None:
+    hostile, tame = markdown(hostile_review()), markdown(sample_review())
+    blocks = [block.splitlines() for block in hostile.split("\n\n") if block.startswith("|")]
+    assert len(blocks) == sum(block.startswith("|") for block in tame.split("\n\n"))
+    for block in blocks:
+        assert {cells(line) for line in block} == {cells(block[1])}
+        assert set(block[1]) <= set("|:-")
+
+
+def test_markdown_leaves_nothing_to_interpret() -> None:
+    text = markdown(hostile_review())
+    assert "<" not in text and "`" not in text
+    assert "\\[l\\](javascript:1)" in text
+    assert "&amp;lt;" in text  # an entity in a name stays what it was
+    assert [line for line in text.splitlines() if line.startswith("# ")] == text.splitlines()[:1]
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def parsed(text: str) -> Tags:
+    parser = Tags()
+    parser.feed(text)
+    return parser
+
+
+def test_html_has_no_tag_or_attribute_from_the_review() -> None:
+    found = parsed(html(hostile_review()))
+    assert not {"script", "img", "a", "link", "iframe"} & set(found.tags)
+    assert {name for name, _ in found.attributes} <= {
+        "lang",
+        "charset",
+        "http-equiv",
+        "content",
+        "name",
+        "scope",
+        "class",
+    }
+    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in html(hostile_review())
+
+
+def test_html_forbids_every_request_and_holds_every_cell() -> None:
+    text = html(sample_review())
+    assert "default-src 'none'" in text
+    assert "http:" not in text and "https:" not in text
+    tables, notes = page(sample_review())
+    assert parsed(text).tags.count("tr") == sum(len(table.rows) + 1 for table in tables)
+    assert parsed(text).tags.count("li") == len(notes) + sum(len(table.under) for table in tables)
+
+
+def test_notebook_view_is_a_sandboxed_frame() -> None:
+    found = parsed(hostile_review()._repr_html_())
+    assert found.tags == ["iframe"]
+    frame = dict(found.attributes)
+    assert "sandbox" in frame
+    assert frame["srcdoc"] == html(hostile_review())
+    assert sample_review().to_markdown() == markdown(sample_review())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"), (0.0, "0"), (0.4, "<0.001"), (-0.4, ">-0.001"), (1.0, "0.001"), (999.0, "0.999"), (1234.0, "1.23"),
+        (-1234.0, "-1.23"), (12_345.0, "12.3"), (123_456.0, "123"), (5_791_000.0, "5,791"),
+    ],
+)  # fmt: skip
+def test_milliseconds(value: float | None, text: str) -> None:
+    assert fmt.ms(value) == text
+
+
+def test_a_negative_is_near_zero_only_within_the_noise() -> None:
+    assert fmt.term(-20.0, 20.0) == fmt.NEAR_ZERO
+    assert fmt.term(-21.0, 20.0) == "-0.021"
+    assert fmt.term(-1.0, None) == "-0.001"
+    assert fmt.term(1.0, 20.0) == "0.001"
+
+
+def test_interval_never_shows_a_small_time_as_zero() -> None:
+    small = Interval(median=0.2, low=0.1, high=0.3, samples=9)
+    assert fmt.interval(small, 1e-3) == "0.000200 [0.000100 0.000300]"
+
+
+def test_percentiles_show_all_three() -> None:
+    assert fmt.percentiles(sample_review().machine.calibration.t_sys_us) == "4.00 µs (p5 3.50, p95 6.00)"
+    assert fmt.percentiles(None) == fmt.MISSING
+
+
+def test_source_is_shortened_to_its_folder_and_file() -> None:
+    assert fmt.source(SourceLine(file="/a/b/c/d.py", line=7)) == "c/d.py:7"
+    assert fmt.source(SourceLine(file="C:\\a\\b.py", line=7)) == "a/b.py:7"
+    assert fmt.source(None) == fmt.MISSING
