@@ -51,7 +51,7 @@ def review_with(options: Options, step: Callable[..., Any], /, *args: Any, **kwa
     dtypes = [str(tensor.dtype)[6:] for tensor in tensors if tensor.is_floating_point()]
     dtype = max(set(dtypes), key=dtypes.count) if dtypes else "float32"
     info = StepInfo(phase="forward", batch=None, seq_len=None, dtype=dtype, device=device)
-    name = options.name or getattr(step, "__qualname__", type(step).__qualname__)
+    name = options.name or str(getattr(step, "__qualname__", type(step).__qualname__))
     workload = Workload(call=step, model=name, step=info, args=args, kwargs=kwargs, state=options.state)
     runner = Runner(workload, device, options.budget_s)
     outcomes: list[Outcome] = []

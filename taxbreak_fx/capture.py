@@ -94,7 +94,7 @@ class OpRecorder(TorchDispatchMode):
     """Records the ATen ops dispatched under the current site and, given ``calls``, captures each unique one."""
 
     def __init__(self, calls: dict[str, CapturedCall] | None = None, shared: set[int] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sites: list[RecordedSite] = []
         self.stray: list[str] = []
         self.current: RecordedSite | None = None
@@ -145,8 +145,13 @@ class RecordProbe:
 class EagerRecorder(TorchFunctionMode):
     """Sites of the uncompiled step with source line, module path and, given ``calls``, each unique call captured."""
 
-    def __init__(self, ops: OpRecorder, roots: list[Any], calls: dict[str, CapturedCall] | None = None,
-                 shared: set[int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        ops: OpRecorder,
+        roots: list[Any],
+        calls: dict[str, CapturedCall] | None = None,
+        shared: set[int] | None = None,
+    ) -> None:
         super().__init__()
         self._ops, self._calls, self._shared = ops, calls, shared or set()
         self._names = module_names(reachable_modules(roots))
@@ -193,9 +198,14 @@ class EagerRecorder(TorchFunctionMode):
                 handle.remove()
 
 
-def record_eager(step: Callable[[], Any], roots: list[Any], shared: set[int], inference: bool,
-                 calls: dict[str, CapturedCall] | None = None,
-                 leaves: dict[str, CapturedCall] | None = None) -> OpRecorder:  # fmt: skip
+def record_eager(
+    step: Callable[[], Any],
+    roots: list[Any],
+    shared: set[int],
+    inference: bool,
+    calls: dict[str, CapturedCall] | None = None,
+    leaves: dict[str, CapturedCall] | None = None,
+) -> OpRecorder:
     """Run the uncompiled step once and return its sites.
 
     Under ``inference`` the ops seen are the composite, top-level ones (``aten.linear``); otherwise, under no_grad,

@@ -138,11 +138,22 @@ def review(
     if not model.strip():
         raise UsageError("MODEL is empty; `taxbreak models` lists the names")
     request = ReviewRequest(
-        model=model, phase=phase, batch=batch, seq_len=seq_len, dtype=dtype, cache=cache,
-        attn_implementation=attn_implementation, experts_implementation=experts_implementation, device=device,
-        variants=_variant_names(variants, device), timeout_s=timeout, budget_s=budget, weights=weights,
-        trust_remote_code=trust_remote_code, seed=seed,
-    )  # fmt: skip
+        model=model,
+        phase=phase,
+        batch=batch,
+        seq_len=seq_len,
+        dtype=dtype,
+        cache=cache,
+        attn_implementation=attn_implementation,
+        experts_implementation=experts_implementation,
+        device=device,
+        variants=_variant_names(variants, device),
+        timeout_s=timeout,
+        budget_s=budget,
+        weights=weights,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+    )
     folder = out if out is not None else default_folder(request)
     _check_writable(folder)
 

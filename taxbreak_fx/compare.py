@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from taxbreak_fx.model import Comparison, Interval, Removed, Variant
 from taxbreak_fx.recording import Timing
@@ -20,10 +22,14 @@ def compare_all(variants: Sequence[Variant], timings: Mapping[str, Timing], base
 
 
 def compare(base: Variant, variant: Variant, timings: Mapping[str, Timing]) -> Comparison:
-    """``variant`` against ``base``.  Their wall ratio rests on pairs with the common reference, eager, in one process."""
+    """``variant`` against ``base``.
+
+    The wall ratio rests on pairs with the common reference, eager, in one process.  The host terms of both are first
+    brought to one clock by ``host_drift``: variants are measured minutes apart, and machines drift meanwhile.
+    """
     wall = wall_ratio(base.name, variant.name, timings)
     before, after = base.breakdown, variant.breakdown
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "wall_ratio": wall,
         "hdbi_before": before.hdbi if before else None,
         "hdbi_after": after.hdbi if after else None,
@@ -33,14 +39,24 @@ def compare(base: Variant, variant: Variant, timings: Mapping[str, Timing]) -> C
         "kernels_after": variant.kernels,
     }
     reasons = {name: _why(name, base, variant) for name, value in fields.items() if value is None}
-    breakeven, why = _breakeven(base, variant, wall)
-    if breakeven is None:
+    fields["breakeven_steps"], why = _breakeven(base, variant, wall)
+    if why:
         reasons["breakeven_steps"] = why
-    removed = _removed(base, variant)
+    drift = host_drift(timings[base.name]) / host_drift(timings[variant.name])
     return Comparison(
-        base=base.name, variant=variant.name, removed=removed, breakeven_steps=breakeven, verdict=_verdict(wall),
-        worse=_worse(base, variant, wall), unmeasured=reasons, **fields,  # type: ignore[arg-type]
-    )  # fmt: skip
+        base=base.name,
+        variant=variant.name,
+        removed=_removed(base, variant, wall, drift),
+        verdict=_verdict(wall),
+        worse=_worse(base, variant, wall),
+        unmeasured=reasons,
+        **fields,
+    )
+
+
+def host_drift(timing: Timing) -> float:
+    """Median T_host of the eager steps paired with this variant, in microseconds: how slow the host was meanwhile."""
+    return statistics.median(timing.base_host_us)
 
 
 def wall_ratio(base: str, variant: str, timings: Mapping[str, Timing]) -> Interval:
@@ -54,23 +70,28 @@ def wall_ratio(base: str, variant: str, timings: Mapping[str, Timing]) -> Interv
     return ratio_of_ratios(to_eager, base_to_eager)
 
 
-def _removed(base: Variant, variant: Variant) -> Removed:
+def _removed(base: Variant, variant: Variant, wall: Interval, drift: float) -> Removed:
+    """Base minus variant per term, with the variant's host times multiplied by ``drift``."""
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
     for name in ("ft_us", "ct_us", "kt_us"):
         a = getattr(base.breakdown, name) if base.breakdown else None
         b = getattr(variant.breakdown, name) if variant.breakdown else None
-        values[name] = None if a is None or b is None else a - b
+        # kt_us is traced against the device's clock, and calibrated once for all variants: it does not drift with them.
+        scale = 1.0 if name == "kt_us" else drift
+        values[name] = None if a is None or b is None else a - b * scale
         if values[name] is None:
             lacking = base if a is None else variant
-            reasons[name] = f"{lacking.name}: {lacking.breakdown.unmeasured[name] if lacking.breakdown else lacking.reason}"
+            why = lacking.breakdown.unmeasured[name] if lacking.breakdown else lacking.reason
+            reasons[name] = f"{lacking.name}: {why}"
     a, b = base.device_active_us, variant.device_active_us
-    values["device_us"] = None if a is None or b is None else a - b
+    # With no launches the device is the host itself, and drifts with it.
+    values["device_us"] = None if a is None or b is None else a - b * (drift if variant.launches is None else 1.0)
     if values["device_us"] is None:
         lacking = base if a is None else variant
         reasons["device_us"] = f"{lacking.name}: {lacking.unmeasured.get('device_active_us', 'not measured')}"
-    assert base.t_wall_us is not None and variant.t_wall_us is not None  # every "ok" variant has its wall time
-    values["wall_us"] = base.t_wall_us.median - variant.t_wall_us.median
+    assert base.t_wall_us is not None  # every "ok" variant has its wall time
+    values["wall_us"] = base.t_wall_us.median * (1.0 - wall.median)
     return Removed(unmeasured=reasons, **values)
 
 
@@ -106,7 +127,8 @@ def _worse(base: Variant, variant: Variant, wall: Interval) -> list[str]:
     if base.kernels is not None and variant.kernels is not None and variant.kernels > base.kernels:
         found.append(f"more kernels: {base.kernels} → {variant.kernels}")
     a, b = base.device_active_us, variant.device_active_us
-    if a is not None and b is not None and b > a * 1.02:
+    # On the CPU device, device time is itself a remainder of noisy host times: no ground for a claim.
+    if a is not None and b is not None and variant.launches is not None and b > a * 1.02:
         found.append(f"more device time: {a:,.0f} → {b:,.0f} µs")
     if base.memops is not None and variant.memops is not None and variant.memops > base.memops:
         found.append(f"more device copies and fills: {base.memops} → {variant.memops}")

@@ -77,8 +77,10 @@ def from_factory(request: ReviewRequest, device: str) -> Workload:
     call, args, kwargs = _checked(request.model, made)
     dtype, actual = _tensor_facts(call, args, kwargs)
     if actual not in (None, device):
-        raise UsageError(f"{request.model} made tensors on {actual}, the review runs on {device}: give the factory a "
-                         "'device' parameter, or choose --device")  # fmt: skip
+        raise UsageError(
+            f"{request.model} made tensors on {actual}, the review runs on {device}: give the factory a "
+            "'device' parameter, or choose --device"
+        )
     return Workload(
         call=call,
         model=request.model,
@@ -123,8 +125,9 @@ def _checked(model: str, made: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any
     if not callable(call):
         raise UsageError(f"{model}: the first of (callable, args, kwargs) is a {type(call).__name__}, not callable")
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
-        raise UsageError(f"{model}: args must be a tuple and kwargs a dict, not {type(args).__name__} and "
-                         f"{type(kwargs).__name__}")  # fmt: skip
+        raise UsageError(
+            f"{model}: args must be a tuple and kwargs a dict, not {type(args).__name__} and {type(kwargs).__name__}"
+        )
     return call, tuple(args), dict(kwargs)
 
 

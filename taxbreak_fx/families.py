@@ -19,9 +19,15 @@ from taxbreak_fx.family_tables import FAMILIES, LIBRARIES, LIBRARY_RULES, VENDOR
 from taxbreak_fx.model import Classification
 
 __all__ = [
-    "ENTRY_POINT_GROUP", "FAMILIES", "LIBRARIES", "classify_kernel", "classify_op", "kernel_identity",
-    "launches_nothing", "register_family",
-]  # fmt: skip
+    "ENTRY_POINT_GROUP",
+    "FAMILIES",
+    "LIBRARIES",
+    "classify_kernel",
+    "classify_op",
+    "kernel_identity",
+    "launches_nothing",
+    "register_family",
+]
 
 ENTRY_POINT_GROUP = "taxbreak_fx.families"
 DEVICES = ("cuda", "cpu")
@@ -35,9 +41,14 @@ _CPP_REDUCTION = re.compile(
 )
 # Kineto spells dtypes as C++ does.
 _DTYPE_NAMES = {
-    "c10::bfloat16": "bfloat16", "c10::half": "float16", "half": "float16", "float": "float32", "double": "float64",
-    "long": "int64", "int": "int32",
-}  # fmt: skip
+    "c10::bfloat16": "bfloat16",
+    "c10::half": "float16",
+    "half": "float16",
+    "float": "float32",
+    "double": "float64",
+    "long": "int64",
+    "int": "int32",
+}
 
 
 def _build_table(rules: Iterable[OpRule]) -> OpTable:

@@ -128,24 +128,50 @@ HOST_SYNC = """item _local_scalar_dense is_nonzero equal allclose _linalg_check_
 OWN_RULES: tuple[OpRule, ...] = (
     OpRule("view", "view", "any", "ATen", _VIEW, VIEW),
     OpRule("view.may_copy", "view", "any", "ATen", "a view where the strides allow it, else one copy kernel", RESHAPE),
-    OpRule("copy.may_skip", "copy", "any", "ATen",
-           "copies only if dtype, device or layout differ from what is asked, else returns its input", MAY_COPY),
+    OpRule(
+        "copy.may_skip",
+        "copy",
+        "any",
+        "ATen",
+        "copies only if dtype, device or layout differ from what is asked, else returns its input",
+        MAY_COPY,
+    ),
     OpRule("copy", "copy", "any", "ATen", "moves data unchanged, up to a cast", COPY),
     OpRule("cuda.elementwise", "elementwise", "cuda", "ATen", _OWN, ELEMENTWISE),
-    OpRule("cpu.elementwise", "elementwise", "cpu", "ATen",
-           "ATen's own loop; transcendental functions may call MKL's vector math inside", ELEMENTWISE),
+    OpRule(
+        "cpu.elementwise",
+        "elementwise",
+        "cpu",
+        "ATen",
+        "ATen's own loop; transcendental functions may call MKL's vector math inside",
+        ELEMENTWISE,
+    ),
     OpRule("reduction", "reduction", "any", "ATen", _OWN, REDUCTION),
     OpRule("normalization", "normalization", "any", "ATen", _OWN, NORMALIZATION),
     OpRule("softmax", "softmax", "any", "ATen", _OWN, SOFTMAX),
     OpRule("index", "index", "any", "ATen", "reads or writes at computed positions; " + _OWN, INDEX),
     OpRule("sort_scan", "sort/scan", "any", "ATen", "ATen's own kernels (CUB on CUDA)", SORT_SCAN),
-    OpRule("sort_scan.dynamic", "sort/scan", "any", "ATen",
-           "a scan that compacts (CUB on CUDA); its output size is data-dependent, so it waits for the device", SELECT),
+    OpRule(
+        "sort_scan.dynamic",
+        "sort/scan",
+        "any",
+        "ATen",
+        "a scan that compacts (CUB on CUDA); its output size is data-dependent, so it waits for the device",
+        SELECT,
+    ),
     OpRule("random", "random", "any", "ATen", "draws random numbers with ATen's generators", RANDOM),
-    OpRule("random.dropout", "random", "any", "ATen", "draws a mask in training, returns its input in eval mode",
-           DROPOUT),
-    OpRule("host_sync", "host-sync", "any", "ATen", "brings a value to the host: the host waits for the device",
-           HOST_SYNC),
-    OpRule("triton.user", "custom-triton", "any", "Triton", "a Triton kernel of the model's author",
-           "higher_order.triton_kernel_wrapper_mutation higher_order.triton_kernel_wrapper_functional"),
-)  # fmt: skip
+    OpRule(
+        "random.dropout", "random", "any", "ATen", "draws a mask in training, returns its input in eval mode", DROPOUT
+    ),
+    OpRule(
+        "host_sync", "host-sync", "any", "ATen", "brings a value to the host: the host waits for the device", HOST_SYNC
+    ),
+    OpRule(
+        "triton.user",
+        "custom-triton",
+        "any",
+        "Triton",
+        "a Triton kernel of the model's author",
+        "higher_order.triton_kernel_wrapper_mutation higher_order.triton_kernel_wrapper_functional",
+    ),
+)

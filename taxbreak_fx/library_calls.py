@@ -26,7 +26,9 @@ _CUDNN_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c
 _CUDNN_INFO_MASK = 1 << 3  # CUDNN_SEV_INFO_EN: API logging
 
 # Calls that compute; set-up calls (handles, streams, workspaces, heuristics) are no work of the step.
-_CUBLAS_WORK = re.compile(r"cublas(?!Lt|Set|Get|Create|Destroy|Logger)\w*(Gemm|gemm|Gemv|gemv|Dot|dot|trsm|Trsm|axpy)\w*")
+_CUBLAS_WORK = re.compile(
+    r"cublas(?!Lt|Set|Get|Create|Destroy|Logger)\w*(Gemm|gemm|Gemv|gemv|Dot|dot|trsm|Trsm|axpy)\w*"
+)
 _LT_WORK = re.compile(r"cublasLtMatmul$")
 _CUDNN_WORK = re.compile(r"cudnnBackendExecute|cudnn\w*(Forward|Backward)\w*")
 

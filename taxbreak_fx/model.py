@@ -199,8 +199,8 @@ class Node(Measured, frozen=True, kw_only=True):
 class FamilyReplay(Measured, frozen=True, kw_only=True):
     """Isolated replay beside the step, per family.
 
-    ``hot_over_in_situ``: hot-loop host time over the same calls' in-situ host time.  ``kt_fw_us``: median launch latency
-    of the family's replays above T_sys (the paper's residual).  ``tiers`` counts unique ops per match tier.
+    ``hot_over_in_situ``: hot-loop host time over the same calls' in-situ host time.  ``kt_fw_us``: median launch
+    latency of the family's replays above T_sys (the paper's residual).  ``tiers`` counts unique ops per match tier.
     """
 
     MEASUREMENTS = ("hot_over_in_situ", "kt_fw_us")
@@ -235,10 +235,23 @@ class Variant(Measured, frozen=True, kw_only=True):
     """
 
     MEASUREMENTS = (
-        "compile_s", "peak_memory_bytes", "t_wall_us", "t_host_us", "t_wait_us", "issue_us", "launch_us", "launches",
-        "graph_launches", "kernels", "memops", "device_active_us", "device_sum_us", "library_calls", "outputs_equal",
+        "compile_s",
+        "peak_memory_bytes",
+        "t_wall_us",
+        "t_host_us",
+        "t_wait_us",
+        "issue_us",
+        "launch_us",
+        "launches",
+        "graph_launches",
+        "kernels",
+        "memops",
+        "device_active_us",
+        "device_sum_us",
+        "library_calls",
+        "outputs_equal",
         "breakdown",
-    )  # fmt: skip
+    )
 
     name: str
     status: Status
@@ -279,7 +292,9 @@ class Variant(Measured, frozen=True, kw_only=True):
     def unavailable(cls, name: str, status: Status, reason: str) -> Variant:
         """A variant that was not measured: every measurement null, with the variant's own reason."""
         nothing: dict[str, Any] = dict.fromkeys(cls.MEASUREMENTS)
-        return cls(name=name, status=status, reason=reason, unmeasured=dict.fromkeys(cls.MEASUREMENTS, reason), **nothing)
+        return cls(
+            name=name, status=status, reason=reason, unmeasured=dict.fromkeys(cls.MEASUREMENTS, reason), **nothing
+        )
 
 
 class Removed(Measured, frozen=True, kw_only=True):
@@ -301,9 +316,15 @@ class Comparison(Measured, frozen=True, kw_only=True):
     """
 
     MEASUREMENTS = (
-        "wall_ratio", "hdbi_before", "hdbi_after", "launches_before", "launches_after", "kernels_before",
-        "kernels_after", "breakeven_steps",
-    )  # fmt: skip
+        "wall_ratio",
+        "hdbi_before",
+        "hdbi_after",
+        "launches_before",
+        "launches_after",
+        "kernels_before",
+        "kernels_after",
+        "breakeven_steps",
+    )
 
     base: str
     variant: str

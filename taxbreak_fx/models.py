@@ -96,8 +96,10 @@ def _from_transformers(request: ReviewRequest, device: str) -> Workload:
     if not causal and request.phase == "decode":
         raise UsageError(f"{request.model} is an encoder and has no decode step: use --phase prefill")
     if limit is not None and positions > limit:
-        raise UsageError(f"{request.phase} at seq-len {request.seq_len} needs {positions} positions, and "
-                         f"{request.model} has {limit}: use a smaller --seq-len")  # fmt: skip
+        raise UsageError(
+            f"{request.phase} at seq-len {request.seq_len} needs {positions} positions, and "
+            f"{request.model} has {limit}: use a smaller --seq-len"
+        )
 
     model = _build(request, config, causal=causal, device=device)
     experts = _choose_experts(model, request)
@@ -157,8 +159,9 @@ def _config(request: ReviewRequest) -> Any:
     local = Path(request.model).is_dir()
     if not local and request.model.count("/") != 1:
         known = closest(request.model, [entry.name for entry in registry()])
-        raise UsageError(f"no model {request.model!r}: not a name, a directory, an org/name of the hub or a "
-                         f"file.py:factory{known}")  # fmt: skip
+        raise UsageError(
+            f"no model {request.model!r}: not a name, a directory, an org/name of the hub or a file.py:factory{known}"
+        )
     try:
         return transformers.AutoConfig.from_pretrained(request.model, trust_remote_code=request.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -219,8 +222,10 @@ def _check_memory(name: str, outline: torch.nn.Module, device: str) -> None:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) * 1024
     if needed > free:
-        raise DeviceError(f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has {free / 1e9:.1f} GB "
-                          "free: choose a smaller model or dtype")  # fmt: skip
+        raise DeviceError(
+            f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has {free / 1e9:.1f} GB "
+            "free: choose a smaller model or dtype"
+        )
 
 
 def _choose_experts(model: Any, request: ReviewRequest) -> str | None:

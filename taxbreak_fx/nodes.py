@@ -8,12 +8,12 @@ from __future__ import annotations
 import collections
 import re
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from taxbreak_fx.families import classify_kernel, classify_op
 from taxbreak_fx.model import Classification, FamilyReplay, Node, SourceLine
-from taxbreak_fx.recording import Activity, InSitu, ReplayTrace, Site, Timing, Trace
+from taxbreak_fx.recording import Activity, InSitu, Replay, ReplayTrace, Site, Timing, Trace
 
 TIERS = ("exact", "name", "substring", "most common", "unmatched")
 KernelId = tuple[str, str]
@@ -61,15 +61,28 @@ def site_kind(site: Site, device: str) -> Classification:
     if site.target.startswith(("triton:", "cpp:")):
         return classify_op(site.target, device, dtype=site.dtype)
     leaves = [classify_op(key.split("(", 1)[0], device, dtype=site.dtype) for key in site.leaf_keys]
-    working = [kind for kind in leaves if kind.family not in ("view", "copy")] or [k for k in leaves if k.family != "view"]
+    working = [kind for kind in leaves if kind.family not in ("view", "copy")] or [
+        k for k in leaves if k.family != "view"
+    ]
     if working:
         return next((kind for kind in working if kind.i_lib), working[0])
     return leaves[0] if leaves else classify_op(site_op(site), device, dtype=site.dtype)
 
 
-def cuda_nodes(timing: Timing, trace: Trace, library: dict[int, float], launch_us: float | None,
-               t_sys_us: float | None) -> list[Node]:  # fmt: skip
-    """The rows of a traced variant.  ``library``: ΔCT per site index, in microseconds."""
+def is_wrapper_line(site: Site) -> bool:
+    """Whether the site is a line of an Inductor wrapper that works: a kernel, an extern call or an allocation."""
+    return site.target.startswith(("triton:", "cpp:", "extern:")) or "empty_strided" in site.target
+
+
+def cuda_nodes(
+    timing: Timing,
+    clock: InSitu | None,
+    trace: Trace,
+    library: dict[int, float],
+    launch_us: float | None,
+    t_sys_us: float | None,
+) -> list[Node]:
+    """The rows of a traced variant.  ``clock``: its in-situ times; ``library``: ΔCT per site index, in microseconds."""
     step = trace.step
     rows: list[_Row] = []
     aligned = timing.graph_launch_us is None and step.sites == len(timing.sites)
@@ -80,21 +93,39 @@ def cuda_nodes(timing: Timing, trace: Trace, library: dict[int, float], launch_u
     for activity in step.activities:
         by_site[activity.site if aligned else None].append(activity)
     if aligned:
-        traced = {(r.level, r.key): r for r in trace.replays if r.failure is None}
-        clock = timing.in_situ
+        traced: dict[tuple[str, str], ReplayTrace] = {(r.level, r.key): r for r in trace.replays if r.failure is None}
         for index, site in enumerate(timing.sites):
-            if not site.ops and not by_site[index] and not site.target.startswith(("triton:", "extern:")):
-                if "empty_strided" not in site.target:
-                    continue  # Python only: its time is in ft_parts, above the ops
+            if not (site.ops or by_site[index] or is_wrapper_line(site)):
+                continue  # Python only: its time is in ft_parts, above the ops
             in_situ = clock.site_us[index] if clock else None
-            rows.append(_site_row(site, by_site[index], launches[index], in_situ, library.get(index, 0.0), launch_us,
-                                  t_sys_us, _tier(site, by_site[index], traced), timing.in_situ_failure))  # fmt: skip
+            rows.append(
+                _site_row(
+                    site,
+                    by_site[index],
+                    launches[index],
+                    in_situ,
+                    library.get(index, 0.0),
+                    launch_us,
+                    t_sys_us,
+                    _tier(site, by_site[index], traced),
+                    timing.in_situ_failure,
+                )
+            )
     rows += _kernel_rows(by_site[None], trace, t_sys_us)
     return _grouped(rows)
 
 
-def _site_row(site: Site, activities: list[Activity], launches: int, in_situ_us: float | None, ct_us: float,
-              launch_us: float | None, t_sys_us: float | None, tier: str | None, failure: str | None) -> _Row:  # fmt: skip
+def _site_row(
+    site: Site,
+    activities: list[Activity],
+    launches: int,
+    in_situ_us: float | None,
+    ct_us: float,
+    launch_us: float | None,
+    t_sys_us: float | None,
+    tier: str | None,
+    failure: str | None,
+) -> _Row:
     reasons: dict[str, str] = {}
     ft: float | None = None
     if in_situ_us is None:
@@ -107,8 +138,20 @@ def _site_row(site: Site, activities: list[Activity], launches: int, in_situ_us:
     if kt is None:
         reasons["kt_us"] = "T_sys not measured"
     kernels = sum(activity.kind == "kernel" for activity in activities)
-    return _Row(site_op(site), site_kind(site, "cuda"), site.module_path, site.source, launches, kernels, ft, ct_us, kt,
-                device_sum_us(activities), tier, reasons)  # fmt: skip
+    return _Row(
+        site_op(site),
+        site_kind(site, "cuda"),
+        site.module_path,
+        site.source,
+        launches,
+        kernels,
+        ft,
+        ct_us,
+        kt,
+        device_sum_us(activities),
+        tier,
+        reasons,
+    )
 
 
 def _kernel_rows(activities: list[Activity], trace: Trace, t_sys_us: float | None) -> list[_Row]:
@@ -125,16 +168,37 @@ def _kernel_rows(activities: list[Activity], trace: Trace, t_sys_us: float | Non
         counted = int(first and launch is not None and launch.kind == "kernel")
         kind = classify_kernel(activity.name, activity.kind)
         reasons = {
-            "ft_us": "inside a CUDA graph: it has no host time of its own" if in_graph else "issued between recorded calls",
+            "ft_us": "inside a CUDA graph: it has no host time of its own"
+            if in_graph
+            else "issued between recorded calls",
             "ct_us": "inside a CUDA graph: no library call is made" if in_graph else "issued between recorded calls",
         }
         kt = None if counted and t_sys_us is None else counted * (t_sys_us or 0.0)
         if kt is None:
             reasons["kt_us"] = "T_sys not measured"
-        rows.append(_Row(short_kernel(activity.name), kind, None, None, counted, int(activity.kind == "kernel"), None,
-                         None, kt, activity.duration_us, None, reasons))  # fmt: skip
-    launch_kind = Classification(family="graph-launch", library="CUDA", i_lib=False, code="graph_launch",
-                                 reason="one launch call for a whole captured graph")  # fmt: skip
+        rows.append(
+            _Row(
+                short_kernel(activity.name),
+                kind,
+                None,
+                None,
+                counted,
+                int(activity.kind == "kernel"),
+                None,
+                None,
+                kt,
+                activity.duration_us,
+                None,
+                reasons,
+            )
+        )
+    launch_kind = Classification(
+        family="graph-launch",
+        library="CUDA",
+        i_lib=False,
+        code="graph_launch",
+        reason="one launch call for a whole captured graph",
+    )
     for launch in trace.step.launches:
         if launch.kind == "graph":
             latency = next(graph, None)
@@ -154,11 +218,23 @@ def host_only_nodes(timing: Timing, costs: Sequence[SiteCost]) -> list[Node]:
     """The rows of a variant on the CPU device, where host and device are one thread."""
     reasons = dict.fromkeys(("launches", "kernels", "kt_us"), "the CPU device launches nothing")
     rows = [
-        _Row(site_op(site), site_kind(site, "cpu"), site.module_path, site.source, None, None, cost.ft_us, cost.ct_us, None,
-             cost.device_us, cost.tier, reasons)
+        _Row(
+            site_op(site),
+            site_kind(site, "cpu"),
+            site.module_path,
+            site.source,
+            None,
+            None,
+            cost.ft_us,
+            cost.ct_us,
+            None,
+            cost.device_us,
+            cost.tier,
+            reasons,
+        )
         for site, cost in zip(timing.sites, costs, strict=True)
-        if site.ops or site.target.startswith(("cpp:", "extern:")) or "empty_strided" in site.target
-    ]  # fmt: skip
+        if site.ops or is_wrapper_line(site)
+    ]
     return _grouped(rows)
 
 
@@ -193,7 +269,7 @@ def _weight(node: Node) -> tuple[float, float]:
 
 def _node(key: tuple[str, str, str, str | None, SourceLine | None], rows: list[_Row]) -> Node:
     op, family, library, module_path, source = key
-    sums: dict[str, float | int | None] = {}
+    sums: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     for name in Node.MEASUREMENTS:
         values = [getattr(row, name) for row in rows]
@@ -206,12 +282,22 @@ def _node(key: tuple[str, str, str, str | None, SourceLine | None], rows: list[_
     tiers = [row.tier for row in rows if row.tier is not None]
     weakest = max(tiers, key=lambda tier: TIERS.index(tier) if tier in TIERS else 0) if tiers else None
     first = rows[0]
-    return Node(op=op, family=family, library=library, i_lib=first.kind.i_lib, reason=first.kind.reason,
-                module_path=module_path, source=source, count=len(rows), match_tier=weakest, unmeasured=reasons,
-                **sums)  # type: ignore[arg-type] # fmt: skip
+    return Node(
+        op=op,
+        family=family,
+        library=library,
+        i_lib=first.kind.i_lib,
+        reason=first.kind.reason,
+        module_path=module_path,
+        source=source,
+        count=len(rows),
+        match_tier=weakest,
+        unmeasured=reasons,
+        **sums,
+    )
 
 
-def _tier(site: Site, activities: list[Activity], traced: dict[tuple[str, str], ReplayTrace]) -> str | None:
+def _tier(site: Site, activities: list[Activity], traced: Mapping[tuple[str, str], ReplayTrace]) -> str | None:
     """How the site's kernels meet those of its replays; None when the site launched no kernel."""
     own = [(a.name, a.signature) for a in activities if a.kind == "kernel"]
     if not own:
@@ -238,8 +324,8 @@ def match_tier(step: Sequence[KernelId], replayed: Sequence[KernelId]) -> str:
 def family_replays(timing: Timing, trace: Trace, t_sys_us: float | None) -> list[FamilyReplay]:
     """Isolated replay beside the step, per family of its calls; families in order of their in-situ time."""
     clock = timing.in_situ
-    hot = {(r.level, r.key): r for r in timing.replays}
-    traced = {(r.level, r.key): r for r in trace.replays}
+    hot: dict[tuple[str, str], Replay] = {(r.level, r.key): r for r in timing.replays}
+    traced: dict[tuple[str, str], ReplayTrace] = {(r.level, r.key): r for r in trace.replays}
     by_site: dict[int | None, list[Activity]] = collections.defaultdict(list)
     for activity in trace.step.activities:
         by_site[activity.site].append(activity)
@@ -255,8 +341,15 @@ def family_replays(timing: Timing, trace: Trace, t_sys_us: float | None) -> list
     return sorted(rows, key=lambda row: row.unique_ops, reverse=True)
 
 
-def _family_replay(family: str, sites: list[tuple[int, Site]], clock: InSitu | None, hot: dict, traced: dict,
-                   by_site: dict[int | None, list[Activity]], t_sys_us: float | None) -> FamilyReplay:  # type: ignore[type-arg] # fmt: skip
+def _family_replay(
+    family: str,
+    sites: list[tuple[int, Site]],
+    clock: InSitu | None,
+    hot: Mapping[tuple[str, str], Replay],
+    traced: Mapping[tuple[str, str], ReplayTrace],
+    by_site: dict[int | None, list[Activity]],
+    t_sys_us: float | None,
+) -> FamilyReplay:
     keys = {("call", s.call_key) if s.call_key else ("leaf", k) for _, s in sites for k in (s.leaf_keys or ("",))}
     failed = sum(key not in hot or hot[key].host_us is None for key in keys)
     tiers: collections.Counter[str] = collections.Counter()
@@ -269,14 +362,12 @@ def _family_replay(family: str, sites: list[tuple[int, Site]], clock: InSitu | N
             tier = _tier(site, by_site[index], traced)
             if tier:
                 tiers[tier] += 1
-        replay = hot.get(("call", site.call_key))
+        replay = hot.get(("call", site.call_key or ""))
         if clock is not None and replay is not None and replay.host_us is not None:
             hot_us += replay.host_us
             in_situ_us += clock.site_us[index]
-    latencies = [
-        traced[("leaf", key)].latency_us for _, site in sites for key in set(site.leaf_keys)
-        if ("leaf", key) in traced and traced[("leaf", key)].latency_us is not None
-    ]  # fmt: skip
+    leaves = [traced.get(("leaf", key)) for _, site in sites for key in set(site.leaf_keys)]
+    latencies = [leaf.latency_us for leaf in leaves if leaf is not None and leaf.latency_us is not None]
     reasons = {}
     ratio = hot_us / in_situ_us if in_situ_us > 0 else None
     if ratio is None:
@@ -284,5 +375,12 @@ def _family_replay(family: str, sites: list[tuple[int, Site]], clock: InSitu | N
     residual = statistics.median(latencies) - t_sys_us if latencies and t_sys_us is not None else None
     if residual is None:
         reasons["kt_fw_us"] = "the family launches nothing" if not latencies else "T_sys not measured"
-    return FamilyReplay(family=family, unique_ops=len(keys), failed=failed, hot_over_in_situ=ratio, kt_fw_us=residual,
-                        tiers=dict(tiers), unmeasured=reasons)  # fmt: skip
+    return FamilyReplay(
+        family=family,
+        unique_ops=len(keys),
+        failed=failed,
+        hot_over_in_situ=ratio,
+        kt_fw_us=residual,
+        tiers=dict(tiers),
+        unmeasured=reasons,
+    )

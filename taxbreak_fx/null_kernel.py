@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import triton  # type: ignore[import-untyped]
+import triton
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -129,13 +129,14 @@ def qualified_name(func: Any) -> str:
     full = f"{module}.{name}" if module and module != "builtins" else name
     for prefix, short in _SHORT.items():
         if full.startswith(prefix):
-            return short + full[len(prefix):]
+            return short + full[len(prefix) :]
     return full
 
 
 @contextlib.contextmanager
-def wrapper_sites(modules: list[types.ModuleType], probe: Probe, labels: Labels | None,
-                  ordinal: Callable[[], int]) -> Iterator[None]:  # fmt: skip
+def wrapper_sites(
+    modules: list[types.ModuleType], probe: Probe, labels: Labels | None, ordinal: Callable[[], int]
+) -> Iterator[None]:
     """Route the kernel launches, extern calls and allocations of Inductor's wrapper modules through ``probe``."""
     replaced: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -256,7 +257,7 @@ def graph_replays(probe: Probe, labels: Labels | None) -> Iterator[None]:
         replay(graph)
         probe.leave()
 
-    torch.cuda.CUDAGraph.replay = watched  # type: ignore[method-assign]
+    torch.cuda.CUDAGraph.replay = watched  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:

@@ -20,8 +20,15 @@ from taxbreak_fx.recording import HostFacts
 from taxbreak_fx.stages import Outcome, Result, Stage
 from taxbreak_fx.workload import Workload
 
-_STICKY = ("device-side assert", "illegal memory access", "unspecified launch failure", "CUDA error: misaligned",
-           "an illegal instruction", "CUDA-capable device(s) is/are busy", "CUDA driver error")  # fmt: skip
+_STICKY = (
+    "device-side assert",
+    "illegal memory access",
+    "unspecified launch failure",
+    "CUDA error: misaligned",
+    "an illegal instruction",
+    "CUDA-capable device(s) is/are busy",
+    "CUDA driver error",
+)
 
 
 class Runner:

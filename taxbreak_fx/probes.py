@@ -22,8 +22,13 @@ STEP = "taxbreak.step"
 class Probe(Protocol):
     """The two edges of a site.  Not re-entrant: sites do not nest."""
 
-    enter: Callable[[], None]
-    leave: Callable[[], None]
+    @property
+    def enter(self) -> Callable[[], None]:
+        """Called before a site."""
+
+    @property
+    def leave(self) -> Callable[[], None]:
+        """Called after it."""
 
 
 class ClockProbe:
@@ -125,5 +130,7 @@ def clock_cost_us(repeats: int = 20_000) -> tuple[float, float]:
         rounds.append((inside, total - inside - empty_loop))
     inside, outside = (statistics.median(column) for column in zip(*rounds, strict=True))
     if inside <= 0.0:
-        raise MeasurementError("the monotonic clock does not advance between two reads; in-situ times need one that does")
+        raise MeasurementError(
+            "the monotonic clock does not advance between two reads; in-situ times need one that does"
+        )
     return inside, outside

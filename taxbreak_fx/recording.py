@@ -124,7 +124,7 @@ class Launch(Record, frozen=True, kw_only=True):
 
 
 class TracedStep(Record, frozen=True, kw_only=True):
-    """One step of a trace.  ``syncs``: (blocking API name, site) in order; ``sites``: how many site ranges were seen."""
+    """One step of a trace.  ``syncs``: (blocking API, site) in order; ``sites``: how many site ranges were seen."""
 
     activities: list[Activity]
     launches: list[Launch]

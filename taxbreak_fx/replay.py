@@ -32,8 +32,9 @@ def replay_smallest(calls: Iterable[CapturedCall]) -> list[Replay]:
     return [_replay(call, smallest(call), "smallest", lambda: None) for call in calls]
 
 
-def _replay(call: CapturedCall, run: Callable[[], Any], level: Literal["call", "leaf", "smallest"],
-            sync: Callable[[], None]) -> Replay:  # fmt: skip
+def _replay(
+    call: CapturedCall, run: Callable[[], Any], level: Literal["call", "leaf", "smallest"], sync: Callable[[], None]
+) -> Replay:
     try:
         host_us = hot_us(run, sync)
     except Exception as error:  # any op may refuse any replay: the entry carries the reason

@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 
 from taxbreak_fx import __version__
+from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.compare import compare_all
-from taxbreak_fx.decompose import decompose
 from taxbreak_fx.errors import FormatError, OutputError
 from taxbreak_fx.model import Calibration, Machine, Record, Review, Variant
 from taxbreak_fx.recording import Frame, HostFacts, LaunchFloor, Recording, Timing, Trace
@@ -23,8 +23,12 @@ INTERRUPTED = "interrupted by the user"
 NOT_REACHED = "not reached"
 Result = HostFacts | Timing | Frame | Trace | LaunchFloor
 _TYPES: dict[str, type[Record]] = {
-    "host": HostFacts, "timing": Timing, "frame": Frame, "trace": Trace, "floor": LaunchFloor,
-}  # fmt: skip
+    "host": HostFacts,
+    "timing": Timing,
+    "frame": Frame,
+    "trace": Trace,
+    "floor": LaunchFloor,
+}
 
 
 class Stage(Record, frozen=True, kw_only=True):
@@ -53,7 +57,18 @@ class Outcome(Record, frozen=True, kw_only=True):
         try:
             return msgspec.json.decode(self.result, type=_TYPES[self.stage.kind])  # type: ignore[return-value]
         except msgspec.DecodeError as error:
-            raise FormatError(f"stage {self.stage.title} holds no valid result ({error}); run the review again") from error
+            raise FormatError(
+                f"stage {self.stage.title} holds no valid result ({error}); run the review again"
+            ) from error
+
+
+class Ready(Record, frozen=True, kw_only=True):
+    """The worker's first reply: what it will run on, or the user's mistake."""
+
+    device: Literal["cuda", "cpu"] | None = None
+    variants: tuple[str, ...] = ()
+    error: str | None = None
+    exit_code: int = 0
 
 
 def plan(variants: Sequence[str], device: Literal["cuda", "cpu"]) -> list[Stage]:
@@ -93,8 +108,9 @@ def journal(outcome: Outcome, folder: Path, number: int) -> None:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
 
 
-def assemble(outcomes: Sequence[Outcome], variants: Sequence[str], device: Literal["cuda", "cpu"],
-             notes: Sequence[str] = ()) -> Review:  # fmt: skip
+def assemble(
+    outcomes: Sequence[Outcome], variants: Sequence[str], device: Literal["cuda", "cpu"], notes: Sequence[str] = ()
+) -> Review:
     """The review of what was measured; what was not carries its reason.  Raises ``FormatError`` without host facts."""
     found = {(outcome.stage.kind, outcome.stage.variant): outcome for outcome in outcomes}
     host = found.get(("host", None))
@@ -109,13 +125,21 @@ def assemble(outcomes: Sequence[Outcome], variants: Sequence[str], device: Liter
     timings = {item.variant: item.timing for item in recordings if item.timing is not None}
     graphs = next((timing.graphs for name, timing in timings.items() if timing.graphs), [])
     return Review(
-        tool_version=__version__, origin="measured", model=facts.model, step=facts.step, machine=machine,
-        variants=finished, comparisons=compare_all(finished, timings), graphs=graphs, notes=list(notes),
-    )  # fmt: skip
+        tool_version=__version__,
+        origin="measured",
+        model=facts.model,
+        step=facts.step,
+        machine=machine,
+        variants=finished,
+        comparisons=compare_all(finished, timings),
+        graphs=graphs,
+        notes=list(notes),
+    )
 
 
-def recording(name: str, found: dict[tuple[Kind, str | None], Outcome], device: Literal["cuda", "cpu"],
-              calibration: Calibration) -> Recording:  # fmt: skip
+def recording(
+    name: str, found: dict[tuple[Kind, str | None], Outcome], device: Literal["cuda", "cpu"], calibration: Calibration
+) -> Recording:
     """All stage results of one variant; missing ones leave their reason in ``failures``."""
     values: dict[str, Result | None] = {}
     failures: dict[str, str] = {}

@@ -17,8 +17,21 @@ import torch
 
 from taxbreak_fx.errors import CaptureError
 
-_OPAQUE = (str, bytes, int, float, complex, bool, type, types.ModuleType, types.BuiltinFunctionType, torch.dtype,
-           torch.device, torch.Size, torch.Generator)  # fmt: skip
+_OPAQUE = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    bool,
+    type,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    torch.Generator,
+)
 
 
 class Snapshot:
@@ -81,7 +94,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back.  Untouched containers stay untouched, so that Dynamo's dict-version guards stay cheap."""
+        """Put everything back.  Untouched containers stay untouched: Dynamo's dict-version guards stay cheap."""
         for mapping, content in self._dicts:
             if len(mapping) != len(content) or any(mapping.get(k, content) is not v for k, v in content.items()):
                 for key in [key for key in mapping if key not in content and not str(key).startswith("_dynamo")]:

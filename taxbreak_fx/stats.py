@@ -28,8 +28,9 @@ def ratio_of_ratios(first: Sequence[float], second: Sequence[float]) -> Interval
     medians = [_medians(np.asarray(series, dtype=float), generator) for series in (first, second)]
     low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
     median = float(np.median(first) / np.median(second))
-    return Interval(median=median, low=min(float(low), median), high=max(float(high), median),
-                    samples=min(len(first), len(second)))  # fmt: skip
+    return Interval(
+        median=median, low=min(float(low), median), high=max(float(high), median), samples=min(len(first), len(second))
+    )
 
 
 def percentiles(samples: Sequence[float]) -> Percentiles:

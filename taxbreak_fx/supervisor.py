@@ -22,8 +22,7 @@ import msgspec
 from taxbreak_fx.errors import CaptureError, TaxbreakError
 from taxbreak_fx.model import Record, Review
 from taxbreak_fx.request import ReviewRequest
-from taxbreak_fx.stages import INTERRUPTED, Outcome, Stage, assemble, journal, plan, unneeded
-from taxbreak_fx.worker import Ready
+from taxbreak_fx.stages import INTERRUPTED, Outcome, Ready, Stage, assemble, journal, plan, unneeded
 
 START_TIMEOUT_S = 900.0  # building a large model on the device, imports included
 
@@ -190,7 +189,9 @@ class _Supervision:
 
     def _tell(self, kind: str, stage: Stage, message: str, done: int) -> None:
         total = len(self._stages)
-        self._on_event(Event(kind=kind, stage=stage.kind, variant=stage.variant, message=message, done=done, total=total))
+        self._on_event(
+            Event(kind=kind, stage=stage.kind, variant=stage.variant, message=message, done=done, total=total)
+        )
 
 
 def _last_line(log: IO[bytes]) -> str:

@@ -30,8 +30,9 @@ def read_events(data: bytes, name: str) -> list[dict[str, Any]]:
         events = msgspec.json.decode(data)["traceEvents"]
         return [event for event in events if event.get("ph") == "X"]
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{name} is not a Chrome trace of torch.profiler ({error}); export one with "
-                          "prof.export_chrome_trace") from error  # fmt: skip
+        raise FormatError(
+            f"{name} is not a Chrome trace of torch.profiler ({error}); export one with prof.export_chrome_trace"
+        ) from error
 
 
 def spans(events: list[dict[str, Any]], prefix: str) -> list[Span]:
@@ -88,10 +89,14 @@ def _step(apis: list[dict[str, Any]], device: dict[int, list[dict[str, Any]]], r
 
 def _activity(event: dict[str, Any], launch: int, site: int | None) -> Activity:
     args = event.get("args", {})
-    signature = "" if event["cat"] != "kernel" else (
-        f"grid {args.get('grid')} block {args.get('block')} smem {args.get('shared memory')} "
-        f"regs {args.get('registers per thread')}"
-    )  # fmt: skip
+    signature = (
+        ""
+        if event["cat"] != "kernel"
+        else (
+            f"grid {args.get('grid')} block {args.get('block')} smem {args.get('shared memory')} "
+            f"regs {args.get('registers per thread')}"
+        )
+    )
     return Activity(
         kind=DEVICE_CATEGORIES[event["cat"]],
         name=str(event["name"]),

@@ -10,17 +10,17 @@ import contextlib
 import gc
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taxbreak_fx.errors import CaptureError, UsageError
-from taxbreak_fx.model import GraphInfo
+from taxbreak_fx.model import GraphInfo, SourceLine
 from taxbreak_fx.observe import EagerSites, GraphSwitch, Labels, graph_replays, instrument_graph, wrapper_sites
 from taxbreak_fx.probes import Probe
-from taxbreak_fx.sources import SourceLine, foreign
+from taxbreak_fx.sources import foreign
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.workload import Workload
 
@@ -43,7 +43,9 @@ class Built:
         """Nothing to do between steps, unless a variant says so."""
 
     @contextlib.contextmanager
-    def observe(self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None) -> Iterator[None]:
+    def observe(
+        self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None
+    ) -> Iterator[None]:
         """Route every site of the next steps through ``probe``; ``mode`` is entered where the ops are dispatched."""
         with EagerSites(probe):
             yield
@@ -75,7 +77,9 @@ class _Compiled(Built):
         return plain
 
     @contextlib.contextmanager
-    def observe(self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None) -> Iterator[None]:
+    def observe(
+        self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None
+    ) -> Iterator[None]:
         self._calls = 0
 
         def entered(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -199,7 +203,9 @@ class _EagerGraph(Built):
         self._graph: torch.cuda.CUDAGraph | None = graph
 
     @contextlib.contextmanager
-    def observe(self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None) -> Iterator[None]:
+    def observe(
+        self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None
+    ) -> Iterator[None]:
         with graph_replays(probe, labels):
             yield
 
@@ -242,8 +248,13 @@ def build(name: str, workload: Workload, snapshot: Snapshot) -> Built:
     raise UsageError(f"unknown variant {name!r}; known: {', '.join(DESCRIPTIONS)}")
 
 
-def compile_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any], mode: str, modules: list[types.ModuleType],
-                     options: dict[str, Any] | None = None) -> Callable[..., Any]:  # fmt: skip
+def compile_inductor(
+    gm: torch.fx.GraphModule,
+    example_inputs: list[Any],
+    mode: str,
+    modules: list[types.ModuleType],
+    options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
     """Inductor's callable for ``gm``; ``modules`` receives the wrapper modules that it loads."""
     from torch._inductor import list_mode_options
     from torch._inductor.codecache import PyCodeCache
@@ -259,8 +270,8 @@ def compile_inductor(gm: torch.fx.GraphModule, example_inputs: list[Any], mode: 
 
     patches = {**(list_mode_options(mode) if mode != "default" else {}), **(options or {})}
     with mock.patch.object(PyCodeCache, "load_by_key_path", loading):
-        compiled: Callable[..., Any] = compile_fx(gm, example_inputs, config_patches=patches)
-    return compiled
+        compiled: Any = compile_fx(gm, example_inputs, config_patches=patches)
+    return cast(Callable[..., Any], compiled)
 
 
 @contextlib.contextmanager

@@ -8,23 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Literal
 
 import msgspec
 
 from taxbreak_fx.errors import DeviceError, TaxbreakError
 from taxbreak_fx.model import Record
 from taxbreak_fx.request import ReviewRequest, check_variants
-from taxbreak_fx.stages import Stage
-
-
-class Ready(Record, frozen=True, kw_only=True):
-    """The worker's first reply: what it will run on, or the user's mistake."""
-
-    device: Literal["cuda", "cpu"] | None = None
-    variants: tuple[str, ...] = ()
-    error: str | None = None
-    exit_code: int = 0
+from taxbreak_fx.stages import Ready, Stage
 
 
 def main() -> None:

@@ -24,11 +24,11 @@ PACKAGE = ROOT / "taxbreak_fx"
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("errors", "model", "request", "recording")),
     (1, ("families", "family_*", "hardware", "schema", "stats")),
-    (2, ("decompose", "timeline")),
+    (2, ("decompose", "nodes", "draft", "ft_parts", "breakdown", "breakdown_*", "timeline")),
     (3, ("compare", "whatif", "findings")),
     (4, ("workload", "state", "capture", "sources", "variants", "variant_*", "probes", "observe")),
     (5, ("recorders", "recorders.*", "replay", "library_calls", "calibrate", "null_kernel", "trace")),
-    (6, ("pipeline", "supervisor", "journal")),
+    (6, ("stages", "pipeline", "supervisor")),
     (7, ("api", "backend", "models", "model_configs", "factory", "worker")),
     (8, ("cli", "__main__")),
 )
@@ -45,7 +45,7 @@ MAY_IMPORT_TORCH = range(4, 9)
 MAY_READ_ENVIRONMENT = ("cli", "backend", "worker")
 MAY_PRINT = ("cli", "worker", "recorders", "recorders.*", *REPORT)
 # The supervisor outlives a poisoned CUDA context because only its worker process ever loads torch or a model.
-TORCH_FREE = ("supervisor",)
+TORCH_FREE = ("supervisor", "stages")
 
 
 @dataclass(frozen=True)

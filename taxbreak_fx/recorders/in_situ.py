@@ -31,8 +31,12 @@ def observation_cost_us(mechanism: str) -> tuple[float, float]:
         return clock_cost_us()
     if mechanism == "function mode":
         tensor = torch.zeros(2)
-        calls: list[Callable[[], object]] = [lambda: tensor.shape, tensor.size, lambda: torch.numel(tensor),
-                                             lambda: tensor.view(-1)]  # fmt: skip
+        calls: list[Callable[[], object]] = [
+            lambda: tensor.shape,
+            tensor.size,
+            lambda: torch.numel(tensor),
+            lambda: tensor.view(-1),
+        ]
         costs = [_mode_cost(call) for call in calls]
         return statistics.fmean(c[0] for c in costs), statistics.fmean(c[1] for c in costs)
     return _stand_in_cost()

@@ -57,10 +57,18 @@ def capture_sites(bench: Bench, built: Built) -> Captured:
     bench.sync()
     bench.snapshot.restore()
     captured.sites = [
-        Site(target=top.label.target, ops=tuple(top.ops), source=top.label.source, module_path=top.label.module_path,
-             graph=top.label.graph, dtype=low.dtype, call_key=low.call_key, leaf_keys=tuple(low.leaf_keys))
+        Site(
+            target=top.label.target,
+            ops=tuple(top.ops),
+            source=top.label.source,
+            module_path=top.label.module_path,
+            graph=top.label.graph,
+            dtype=low.dtype,
+            call_key=low.call_key,
+            leaf_keys=tuple(low.leaf_keys),
+        )
         for top, low in pairs
-    ]  # fmt: skip
+    ]
     return captured
 
 
@@ -102,12 +110,25 @@ def _time_built(bench: Bench, name: str, built: Built, compile_s: float, referen
         replays = hot_replays(bench, captured)
     check, check_failure = reference.check(name, lambda: bench.step(built))
     return Timing(
-        variant=name, wall_us=wall, host_us=host, base_wall_us=base_wall, base_host_us=base_host,
-        compile_s=None if name == "eager" else compile_s, peak_memory_bytes=peak, sites=captured.sites,
-        in_situ=clocked, drained=drained, in_situ_failure=failure, replays=replays, graph_launch_us=graph_us,
-        output_check=check, output_failure=check_failure, output_floor=reference.floor,
-        graphs=built.graphs, notes=notes,
-    )  # fmt: skip
+        variant=name,
+        wall_us=wall,
+        host_us=host,
+        base_wall_us=base_wall,
+        base_host_us=base_host,
+        compile_s=None if name == "eager" else compile_s,
+        peak_memory_bytes=peak,
+        sites=captured.sites,
+        in_situ=clocked,
+        drained=drained,
+        in_situ_failure=failure,
+        replays=replays,
+        graph_launch_us=graph_us,
+        output_check=check,
+        output_failure=check_failure,
+        output_floor=reference.floor,
+        graphs=built.graphs,
+        notes=notes,
+    )
 
 
 def hot_replays(bench: Bench, captured: Captured) -> list[Replay]:

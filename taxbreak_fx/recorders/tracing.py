@@ -20,7 +20,7 @@ from taxbreak_fx import trace
 from taxbreak_fx.capture import CapturedCall
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.library_calls import count_library_calls
-from taxbreak_fx.probes import STEP, RangeProbe
+from taxbreak_fx.probes import RANGE, STEP, Probe, RangeProbe
 from taxbreak_fx.recorders.bench import Bench, one_line
 from taxbreak_fx.recorders.timing import capture_sites
 from taxbreak_fx.recording import ReplayTrace, Trace, TracedStep
@@ -43,8 +43,15 @@ def trace_variant(bench: Bench, name: str) -> Trace:
         replays += [] if built.graphed else trace_replays(bench, captured.leaves.values(), "leaf")
         latency = _graph_latency(bench, built) if any(launch.kind == "graph" for launch in chosen.launches) else []
         bench.snapshot.restore()
-        return Trace(variant=name, step=chosen, graph_latency_us=latency, library_calls=calls,
-                     library_failure=failure, replays=replays, notes=notes)  # fmt: skip
+        return Trace(
+            variant=name,
+            step=chosen,
+            graph_latency_us=latency,
+            library_calls=calls,
+            library_failure=failure,
+            replays=replays,
+            notes=notes,
+        )
     finally:
         built.release()
 
@@ -79,7 +86,7 @@ def trace_steps(bench: Bench, built: Built, drained_graphs: bool = False) -> lis
             built.prepare()
             bench.sync()
             probe = RangeProbe()
-            watched = _draining(probe, bench.sync) if drained_graphs else probe
+            watched: Probe = _Draining(probe, bench.sync) if drained_graphs else probe
             with built.observe(watched), named_range(f"{STEP}{number}"):
                 output = built.call()
             bench.sync()  # outside the range: it is not one of the step's own syncs
@@ -87,20 +94,24 @@ def trace_steps(bench: Bench, built: Built, drained_graphs: bool = False) -> lis
 
     with torch.no_grad():
         events = profiled(run)
-    steps = trace.traced_steps(events, trace.spans(events, STEP), trace.spans(events, "taxbreak.site."))
+    steps = trace.traced_steps(events, trace.spans(events, STEP), trace.spans(events, RANGE))
     if len(steps) != TRACED_STEPS or not all(step.activities for step in steps):
         raise MeasurementError("the profiler returned no kernel of the step; is another CUPTI client in this process?")
     return steps
 
 
-def _draining(probe: RangeProbe, sync: Callable[[], None]) -> Any:
-    def enter() -> None:
-        sync()
-        probe.enter()
+class _Draining:
+    """A range probe that waits for an idle device before each site."""
 
-    watched = RangeProbe()
-    watched.enter, watched.leave = enter, probe.leave  # type: ignore[method-assign]
-    return watched
+    def __init__(self, probe: RangeProbe, sync: Callable[[], None]) -> None:
+        self._probe, self._sync = probe, sync
+
+    def enter(self) -> None:
+        self._sync()
+        self._probe.enter()
+
+    def leave(self) -> None:
+        self._probe.leave()
 
 
 def _agree(steps: list[TracedStep]) -> tuple[TracedStep, list[str]]:
@@ -141,8 +152,17 @@ def trace_replays(bench: Bench, calls: Iterable[CapturedCall], level: Any) -> li
             bench.sync()
             pending.append(call)
         except Exception as error:  # any op may refuse any replay: the entry carries the reason
-            results.append(ReplayTrace(key=call.key, level=level, op=call.op, kernels=[], launches=0, latency_us=None,
-                                       failure=one_line(error)))  # fmt: skip
+            results.append(
+                ReplayTrace(
+                    key=call.key,
+                    level=level,
+                    op=call.op,
+                    kernels=[],
+                    launches=0,
+                    latency_us=None,
+                    failure=one_line(error),
+                )
+            )
     if not pending:
         return results
 
@@ -158,8 +178,8 @@ def trace_replays(bench: Bench, calls: Iterable[CapturedCall], level: Any) -> li
     ranges = trace.spans(events, REPLAY)
     steps = trace.traced_steps(events, ranges, [])
     by_call: dict[int, list[TracedStep]] = collections.defaultdict(list)
-    for (_, _, index), step in zip(ranges, steps, strict=True):
-        by_call[int(index)].append(step)
+    for (_, _, number), step in zip(ranges, steps, strict=True):
+        by_call[int(number)].append(step)
     for index, call in enumerate(pending):
         results.append(_replay_trace(call, level, by_call[index]))
     bench.snapshot.restore()
@@ -172,7 +192,10 @@ def _replay_trace(call: CapturedCall, level: Any, steps: list[TracedStep]) -> Re
     # Only the first launch meets an idle stream; the later ones queue behind it.
     latencies = [step.launches[0].latency_us for step in steps if step.launches and step.launches[0].kind == "kernel"]
     return ReplayTrace(
-        key=call.key, level=level, op=call.op, kernels=kernels,
+        key=call.key,
+        level=level,
+        op=call.op,
+        kernels=kernels,
         launches=sum(launch.kind == "kernel" for launch in last.launches),
         latency_us=statistics.median(latencies) if latencies else None,
-    )  # fmt: skip
+    )

@@ -1,0 +1,213 @@
+"""From a ``Recording`` to a finished ``Variant``: the equations applied, what cannot be known null with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taxbreak_fx.breakdown_cpu import decompose_cpu
+from taxbreak_fx.decompose import (
+    delta_ft,
+    delta_kt,
+    device_active,
+    dispatch_base,
+    hdbi,
+    library_time,
+    orchestration,
+    t_issue,
+    wait_time,
+)
+from taxbreak_fx.draft import Draft, put_coverage
+from taxbreak_fx.families import classify_op
+from taxbreak_fx.ft_parts import put_parts
+from taxbreak_fx.model import Breakdown, FamilyReplay, Status, Variant
+from taxbreak_fx.nodes import cuda_nodes, device_sum_us, family_replays
+from taxbreak_fx.recording import Recording, Replay, ReplayTrace, Timing, Trace
+
+QUEUE_DEPTH = 1_000  # launches that certainly fit the device's launch queue (about 1,024): fewer cannot block the host
+GRAPH_CT_REASON = "no library call was made: observed by the libraries' own loggers"
+NEGATIVE = "negative_residual: what was subtracted exceeds T_issue by more than its interval"
+
+
+def decompose(recording: Recording, eager: Recording | None) -> Variant:
+    """The finished variant.  ``eager`` supplies T_dispatch_base where the variant itself ran no native op."""
+    timing = recording.timing
+    if timing is None:
+        reason = recording.failures.get("timing", "not reached")
+        status: Status = "skipped" if reason.startswith("interrupted") or reason == "not reached" else "failed"
+        return Variant.unavailable(recording.variant, status, reason)
+    draft = Draft(recording, timing)
+    if recording.device == "cpu":
+        decompose_cpu(draft)
+    else:
+        _decompose_cuda(draft, eager)
+    return draft.finish()
+
+
+def _decompose_cuda(draft: Draft, eager: Recording | None) -> None:
+    recording, timing, trace = draft.recording, draft.timing, draft.recording.trace
+    calibration = recording.calibration
+    if trace is None:
+        _untraced(draft, recording.failures.get("trace", "not traced"))
+        return
+    step = trace.step
+    draft.notes += trace.notes
+    kernel_launches = sum(launch.kind == "kernel" for launch in step.launches)
+    graph_launches = sum(launch.kind == "graph" for launch in step.launches)
+    draft.fields.update(
+        launches=kernel_launches + graph_launches,
+        graph_launches=graph_launches,
+        kernels=sum(a.kind == "kernel" for a in step.activities),
+        memops=sum(a.kind != "kernel" for a in step.activities),
+        device_active_us=device_active(step.activities),
+        device_sum_us=device_sum_us(step.activities),
+    )
+    draft.put("library_calls", trace.library_calls, trace.library_failure or "not counted")
+    graphed = timing.graph_launch_us is not None
+    if graphed and not graph_launches:
+        draft.notes.append("nothing was graphed: the step made no CUDA graph launch")
+
+    wait, why = _wait(timing, trace, kernel_launches + graph_launches)
+    draft.put("t_wait_us", wait, why)
+    launch, why = _launch(calibration.launch_us, calibration.unmeasured, kernel_launches, graph_launches, timing)
+    draft.put("launch_us", launch, why)
+    issue = None if wait is None else t_issue(draft.host.median, wait)
+    draft.put("issue_us", issue, draft.reasons.get("t_wait_us", ""))
+
+    costs, ct, why = _library(draft, eager)
+    draft.term("ct_us", ct, why)
+    kt, why = _floor(calibration.t_sys_us, calibration.unmeasured, kernel_launches, trace)
+    draft.term("kt_us", kt, why)
+    missing = next((draft.reasons[n] for n in ("issue_us", "launch_us") if draft.fields[n] is None), None) or (
+        draft.term_reasons.get("ct_us")
+    )
+    ft = delta_ft(issue, ct, launch) if issue is not None and ct is not None and launch is not None else None
+    if ft is not None and ft < -(draft.host.high - draft.host.low):
+        ft, missing = None, NEGATIVE
+    draft.term("ft_us", ft, missing or "")
+    total = orchestration(ft, ct, kt) if ft is not None and ct is not None and kt is not None else None
+    draft.term("orchestration_us", total, missing or draft.term_reasons.get("kt_us", ""))
+    index = None if total is None else hdbi(draft.fields["device_active_us"], total)
+    draft.term("hdbi", index, draft.term_reasons.get("orchestration_us", "the step did no work"))
+    put_coverage(draft)
+    if ft is not None and issue is not None and ct is not None and launch is not None:
+        put_parts(draft, ft, issue, ct, launch)
+    else:
+        draft.term("closure_error", None, missing or "")
+    t_sys = calibration.t_sys_us.p50 if calibration.t_sys_us else None
+    draft.nodes = cuda_nodes(timing, draft.clock, trace, costs, calibration.launch_us, t_sys)
+    draft.replay = _family_replays(draft, t_sys)
+
+
+def _untraced(draft: Draft, reason: str) -> None:
+    for name in (
+        "t_wait_us",
+        "issue_us",
+        "launch_us",
+        "launches",
+        "graph_launches",
+        "kernels",
+        "memops",
+        "device_active_us",
+        "device_sum_us",
+        "library_calls",
+    ):
+        draft.put(name, None, f"the trace failed: {reason}")
+    for name in Breakdown.MEASUREMENTS:
+        draft.term(name, None, f"the trace failed: {reason}")
+
+
+def _wait(timing: Timing, trace: Trace, launches: int) -> tuple[float | None, str]:
+    """T_wait, 0 where nothing can block: no sync in the step and fewer launches than the queue holds."""
+    blocking = sorted({site for _, site in trace.step.syncs if site is not None})
+    outside = [name for name, site in trace.step.syncs if site is None]
+    if not trace.step.syncs and launches < QUEUE_DEPTH:
+        return 0.0, ""
+    if timing.graph_launch_us is not None:
+        return (
+            None,
+            f"the step blocks ({', '.join(sorted(set(outside)) or ['full launch queue'])}) inside a graphed variant",
+        )
+    if timing.in_situ is None or timing.drained is None:
+        return None, f"the step blocks and could not be drained: {timing.in_situ_failure or 'no in-situ times'}"
+    if outside:
+        return None, f"the step blocks outside every recorded call ({', '.join(sorted(set(outside)))})"
+    if trace.step.sites != len(timing.in_situ.site_us):
+        return None, "the traced step met other calls than the timed one: its work depends on data"
+    return wait_time(timing.in_situ, timing.drained, None if launches >= QUEUE_DEPTH else blocking), ""
+
+
+def _launch(
+    launch_us: float | None, reasons: dict[str, str], kernels: int, graphs: int, timing: Timing
+) -> tuple[float | None, str]:
+    """launch_us: calibrated cost per kernel launch, plus the step's own graph launches as timed."""
+    if kernels and launch_us is None:
+        return None, reasons["launch_us"]
+    if graphs and timing.graph_launch_us is None:
+        return None, timing.in_situ_failure or "graph launches were not timed"
+    return kernels * (launch_us or 0.0) + ((timing.graph_launch_us or 0.0) if graphs else 0.0), ""
+
+
+def _floor(t_sys: Any, reasons: dict[str, str], kernel_launches: int, trace: Trace) -> tuple[float | None, str]:
+    if kernel_launches and t_sys is None:
+        return None, reasons["t_sys_us"]
+    return delta_kt(kernel_launches, t_sys.p50 if t_sys else 0.0, trace.graph_latency_us), ""
+
+
+def _leaves(recording: Recording) -> dict[str, tuple[Replay, ReplayTrace]]:
+    """Leaf replays that have both a time and a trace, by key."""
+    if recording.timing is None or recording.trace is None:
+        return {}
+    traced = {r.key: r for r in recording.trace.replays if r.level == "leaf" and r.failure is None}
+    return {
+        r.key: (r, traced[r.key])
+        for r in recording.timing.replays
+        if r.level == "leaf" and r.host_us is not None and r.key in traced
+    }
+
+
+def _library(draft: Draft, eager: Recording | None) -> tuple[dict[int, float], float | None, str]:
+    """ΔCT per site and in all: 0 where the libraries report no call, else subtractive from the leaf replays."""
+    recording, timing, trace = draft.recording, draft.timing, draft.recording.trace
+    assert trace is not None
+    calls = trace.library_calls
+    if calls is not None and not any(calls.values()):
+        draft.ct_source = GRAPH_CT_REASON
+        return {}, 0.0, ""
+    if timing.graph_launch_us is not None:
+        return {}, None, f"library calls inside a graphed variant: {calls or trace.library_failure}"
+    launch_us = recording.calibration.launch_us
+    if launch_us is None:
+        return {}, None, recording.calibration.unmeasured["launch_us"]
+    leaves = _leaves(recording)
+    base = dispatch_base(list((_leaves(eager) if eager else leaves).values()), launch_us)
+    if base is None:
+        base = dispatch_base(list(leaves.values()), launch_us)
+    costs: dict[int, float] = {}
+    for index, site in enumerate(timing.sites):
+        for key in site.leaf_keys:
+            op = key.split("(", 1)[0]
+            if not classify_op(op, "cuda", dtype=site.dtype).i_lib:
+                continue
+            if key not in leaves:
+                return {}, None, f"the replay of {op} failed: {_why(recording, key)}"
+            if base is None:
+                return {}, None, "no framework-native launching op to subtract (T_dispatch_base)"
+            replay, traced = leaves[key]
+            assert replay.host_us is not None
+            costs[index] = costs.get(index, 0.0) + library_time(replay.host_us, traced.launches, launch_us, base)
+    return costs, sum(costs.values()), ""
+
+
+def _why(recording: Recording, key: str) -> str:
+    timed = recording.timing.replays if recording.timing else []
+    traced = recording.trace.replays if recording.trace else []
+    failures = [(r.key, r.failure) for r in timed] + [(r.key, r.failure) for r in traced]
+    return next((failure for own, failure in failures if own == key and failure), "not replayed")
+
+
+def _family_replays(draft: Draft, t_sys: float | None) -> list[FamilyReplay]:
+    """Hot over in-situ, launch latency above the floor, and match tiers, per family of unique calls."""
+    timing, trace = draft.timing, draft.recording.trace
+    if trace is None or timing.in_situ is None:
+        return []
+    return family_replays(timing, trace, t_sys)
