@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import statistics
+from collections.abc import Sequence
+
+import msgspec
 
 from taxbreak_fx.breakdown_cpu import decompose_cpu
 from taxbreak_fx.decompose import (
@@ -10,6 +13,7 @@ from taxbreak_fx.decompose import (
     delta_kt,
     device_active,
     dispatch_base,
+    graph_floor,
     hdbi,
     library_time,
     orchestration,
@@ -19,11 +23,12 @@ from taxbreak_fx.decompose import (
 from taxbreak_fx.draft import Draft, put_coverage
 from taxbreak_fx.families import classify_op
 from taxbreak_fx.ft_parts import put_parts
-from taxbreak_fx.model import Breakdown, FamilyReplay, Status, Variant
+from taxbreak_fx.model import Breakdown, FamilyReplay, Percentiles, Status, Variant
 from taxbreak_fx.nodes import cuda_nodes, device_sum_us, family_replays
-from taxbreak_fx.recording import Recording, Replay, ReplayTrace, Timing, Trace
+from taxbreak_fx.recording import InSitu, Recording, Replay, ReplayTrace, Timing, Trace
 
 QUEUE_DEPTH = 1_000  # launches that certainly fit the device's launch queue (about 1,024): fewer cannot block the host
+MIN_NATIVE_OPS = 3  # fewer make no median
 GRAPH_CT_REASON = "no library call was made: observed by the libraries' own loggers"
 NEGATIVE = "negative_residual: what was subtracted exceeds T_issue by more than its interval"
 
@@ -66,16 +71,20 @@ def _decompose_cuda(draft: Draft, eager: Recording | None) -> None:
     if graphed and not graph_launches:
         draft.notes.append("nothing was graphed: the step made no CUDA graph launch")
 
+    trace = _bounded(draft, trace)
+
     wait, why = _wait(timing, trace, kernel_launches + graph_launches)
     draft.put("t_wait_us", wait, why)
+    if wait:
+        draft.clock = _without_wait(draft, _blocking_sites(timing, trace, kernel_launches + graph_launches))
     launch, why = _launch(calibration.launch_us, calibration.unmeasured, kernel_launches, graph_launches, timing)
     draft.put("launch_us", launch, why)
     issue = None if wait is None else t_issue(draft.host.median, wait)
     draft.put("issue_us", issue, draft.reasons.get("t_wait_us", ""))
 
-    costs, ct, why = _library(draft, eager)
-    draft.term("ct_us", ct, why)
-    kt, why = _floor(calibration.t_sys_us, calibration.unmeasured, kernel_launches, trace)
+    costs, ct, ct_missing = _library(draft, eager)
+    draft.term("ct_us", ct, ct_missing)
+    kt, why = _floor(calibration.t_sys_us, calibration.unmeasured, kernel_launches, graph_launches, trace)
     draft.term("kt_us", kt, why)
     missing = next((draft.reasons[n] for n in ("issue_us", "launch_us") if draft.fields[n] is None), None) or (
         draft.term_reasons.get("ct_us")
@@ -94,7 +103,7 @@ def _decompose_cuda(draft: Draft, eager: Recording | None) -> None:
     else:
         draft.term("closure_error", None, missing or "")
     t_sys = calibration.t_sys_us.p50 if calibration.t_sys_us else None
-    draft.nodes = cuda_nodes(timing, draft.clock, trace, costs, calibration.launch_us, t_sys)
+    draft.nodes = cuda_nodes(timing, draft.clock, trace, costs, calibration.launch_us, t_sys, ct_missing)
     draft.replay = _family_replays(draft, t_sys)
 
 
@@ -116,11 +125,26 @@ def _untraced(draft: Draft, reason: str) -> None:
         draft.term(name, None, f"the trace failed: {reason}")
 
 
+def _bounded(draft: Draft, trace: Trace) -> Trace:
+    """``trace`` with graph launch latencies that the un-instrumented wall time allows, and a note where it did not."""
+    traced = trace.graph_latency_us
+    if not traced:
+        return trace
+    allowed = graph_floor(traced, draft.fields["t_wall_us"].median, draft.fields["device_active_us"])
+    if allowed is None:
+        draft.notes.append("graph launch latency unknown: the traced device time exceeds the un-instrumented wall time")
+    elif allowed != traced:
+        draft.notes.append(
+            f"graph launch latency: traced {sum(traced):.0f} µs, bounded to the {sum(allowed):.0f} µs that the "
+            "un-instrumented wall time leaves beside the device's work"
+        )
+    return msgspec.structs.replace(trace, graph_latency_us=allowed or [])
+
+
 def _wait(timing: Timing, trace: Trace, launches: int) -> tuple[float | None, str]:
-    """T_wait, 0 where nothing can block: no sync in the step and fewer launches than the queue holds."""
-    blocking = sorted({site for _, site in trace.step.syncs if site is not None})
+    """T_wait, 0 where nothing can block: no sync in the step, and its launches cannot fill the queue."""
     outside = [name for name, site in trace.step.syncs if site is None]
-    if not trace.step.syncs and launches < QUEUE_DEPTH:
+    if not trace.step.syncs and not _may_fill_queue(trace, launches):
         return 0.0, ""
     if timing.graph_launch_us is not None:
         return (
@@ -133,7 +157,35 @@ def _wait(timing: Timing, trace: Trace, launches: int) -> tuple[float | None, st
         return None, f"the step blocks outside every recorded call ({', '.join(sorted(set(outside)))})"
     if trace.step.sites != len(timing.in_situ.site_us):
         return None, "the traced step met other calls than the timed one: its work depends on data"
-    return wait_time(timing.in_situ, timing.drained, None if launches >= QUEUE_DEPTH else blocking), ""
+    return wait_time(timing.in_situ, timing.drained, _blocking_sites(timing, trace, launches)), ""
+
+
+def _blocking_sites(timing: Timing, trace: Trace, launches: int) -> Sequence[int]:
+    """The sites that may block: those with a sync inside, or all of them when the launches can fill the queue."""
+    if _may_fill_queue(trace, launches):
+        return range(len(timing.sites))
+    return sorted({site for _, site in trace.step.syncs if site is not None})
+
+
+def _may_fill_queue(trace: Trace, launches: int) -> bool:
+    """Whether launches may have blocked on a full queue: enough of them, and the traced queue at least half as deep.
+
+    The traced host is up to twice as slow, so its queue is shallower than the real one.
+    """
+    deepest = trace.step.deepest_queue
+    return launches >= QUEUE_DEPTH and (deepest is None or deepest >= QUEUE_DEPTH // 2)
+
+
+def _without_wait(draft: Draft, blocking: Sequence[int]) -> InSitu | None:
+    """The draft's clock with the blocking sites as they are on an idle device: what is left is issue time."""
+    clock, drained = draft.clock, draft.timing.drained
+    if clock is None or drained is None or draft.timing.in_situ is None:
+        return clock
+    scale = clock.host_us / drained.host_us
+    site_us = list(clock.site_us)
+    for index in blocking:
+        site_us[index] = drained.site_us[index] * scale
+    return msgspec.structs.replace(clock, site_us=site_us)
 
 
 def _launch(
@@ -147,9 +199,13 @@ def _launch(
     return kernels * (launch_us or 0.0) + ((timing.graph_launch_us or 0.0) if graphs else 0.0), ""
 
 
-def _floor(t_sys: Any, reasons: dict[str, str], kernel_launches: int, trace: Trace) -> tuple[float | None, str]:
+def _floor(
+    t_sys: Percentiles | None, reasons: dict[str, str], kernel_launches: int, graph_launches: int, trace: Trace
+) -> tuple[float | None, str]:
     if kernel_launches and t_sys is None:
         return None, reasons["t_sys_us"]
+    if len(trace.graph_latency_us) != graph_launches:
+        return None, f"the latency of {len(trace.graph_latency_us)} of {graph_launches} graph launches was measured"
     return delta_kt(kernel_launches, t_sys.p50 if t_sys else 0.0, trace.graph_latency_us), ""
 
 
@@ -179,9 +235,7 @@ def _library(draft: Draft, eager: Recording | None) -> tuple[dict[int, float], f
     if launch_us is None:
         return {}, None, recording.calibration.unmeasured["launch_us"]
     leaves = _leaves(recording)
-    base = dispatch_base(list((_leaves(eager) if eager else leaves).values()), launch_us)
-    if base is None:
-        base = dispatch_base(list(leaves.values()), launch_us)
+    base = _base(recording, eager, launch_us)
     costs: dict[int, float] = {}
     for index, site in enumerate(timing.sites):
         for key in site.leaf_keys:
@@ -196,6 +250,20 @@ def _library(draft: Draft, eager: Recording | None) -> tuple[dict[int, float], f
             assert replay.host_us is not None
             costs[index] = costs.get(index, 0.0) + library_time(replay.host_us, traced.launches, launch_us, base)
     return costs, sum(costs.values()), ""
+
+
+def _base(recording: Recording, eager: Recording | None, launch_us: float) -> float | None:
+    """T_dispatch_base from the variant's own native ops; where it has few (Inductor), from eager's.
+
+    Eager's were replayed at another time: they are brought to the host's speed during this variant's pairs.
+    """
+    own = list(_leaves(recording).values())
+    native = [key for key, traced in own if traced.launches and not classify_op(key.op, "cuda", dtype=key.dtype).i_lib]
+    if len(native) >= MIN_NATIVE_OPS or eager is None or eager.timing is None or recording.timing is None:
+        return dispatch_base(own, launch_us)
+    base = dispatch_base(list(_leaves(eager).values()), launch_us)
+    drift = statistics.median(recording.timing.base_host_us) / statistics.median(eager.timing.host_us)
+    return None if base is None else base * drift
 
 
 def _why(recording: Recording, key: str) -> str:

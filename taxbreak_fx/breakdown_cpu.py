@@ -8,7 +8,7 @@ from taxbreak_fx.decompose import hdbi, orchestration
 from taxbreak_fx.draft import Draft, put_coverage
 from taxbreak_fx.families import classify_op
 from taxbreak_fx.ft_parts import put_cpu_parts
-from taxbreak_fx.nodes import SiteCost, host_only_nodes
+from taxbreak_fx.nodes import CPU_TIERS, SiteCost, host_only_nodes
 from taxbreak_fx.recording import InSitu, Replay, Site, Timing
 
 
@@ -48,9 +48,10 @@ def decompose_cpu(draft: Draft) -> None:
 def cpu_site_costs(timing: Timing, clock: InSitu) -> list[SiteCost]:
     """Per site: framework, library and device time on the CPU device, in microseconds.
 
-    Framework time of an op is its smallest-shape replay (else its family's median, else the native median: flagged in
-    ``tier``); what a library op costs above the native median at that shape is ΔCT; the rest of the in-situ time is
-    device time.  View-only ops have none.  A fused C++ kernel call is device time altogether.
+    Framework time of an op is its smallest-shape replay (else its family's median, else the native median, else it
+    stays in the device time: flagged in ``tier``); what a library op costs above the native median at that shape is
+    ΔCT; the rest of the in-situ time is device time.  View-only ops have none.  A fused C++ kernel call is device time
+    altogether.
     """
     smallest = {r.key: r for r in timing.replays if r.level == "smallest"}
     by_family: dict[str, list[float]] = {}
@@ -72,25 +73,26 @@ def _cpu_site(
 ) -> SiteCost:
     if site.target.startswith("cpp:"):
         return SiteCost(0.0, 0.0, in_situ_us, "measured")
-    dispatch, library, tier, works = 0.0, 0.0, "smallest shape", False
+    dispatch, library, tiers = 0.0, 0.0, []
     for key in site.leaf_keys:
         op = key.split("(", 1)[0]
         kind = classify_op(op, "cpu", dtype=site.dtype)
         if kind.family in ("view", "host-sync"):
             continue
-        works = True
         replay = smallest.get(key)
         if replay is not None and replay.host_us is not None:
-            cost = replay.host_us
+            cost, tier = replay.host_us, "smallest shape"
         elif by_family.get(kind.family):
             cost, tier = statistics.median(by_family[kind.family]), "family median"
         elif base is not None:
             cost, tier = base, "native median"
         else:
+            tiers.append("not replayed")
             continue
+        tiers.append(tier)
         over = cost - base if kind.i_lib and base is not None else 0.0
         library += over
         dispatch += cost - over
-    if not works:
+    if not tiers:
         return SiteCost(in_situ_us, 0.0, 0.0, None)
-    return SiteCost(dispatch, library, in_situ_us - dispatch - library, tier)
+    return SiteCost(dispatch, library, in_situ_us - dispatch - library, max(tiers, key=CPU_TIERS.index))

@@ -165,15 +165,18 @@ class EagerRecorder(TorchFunctionMode):
         fresh = self._calls is not None and key not in self._calls and getattr(func, "__name__", "") != "__get__"
         frozen = freeze(args, kwargs, self._shared) if fresh else None
         self._ops.begin(label)
-        result = func(*args, **kwargs)
-        site = self._ops.sites[-1]
-        self._ops.end()
+        try:
+            result = func(*args, **kwargs)
+        finally:  # the author may catch what a call raises
+            site = self._ops.sites[-1]
+            self._ops.end()
         if site.ops:
-            site.call_key = key
             site.dtype = main_dtype(args, kwargs) or site.dtype
             if self._calls is not None and frozen is not None:
                 op = "+".join(site.ops)
                 self._calls[key] = CapturedCall(key, op, site.dtype, func, *frozen)
+            if self._calls is not None and key in self._calls:
+                site.call_key = key
         return result
 
     @contextlib.contextmanager

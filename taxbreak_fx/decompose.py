@@ -30,6 +30,18 @@ def delta_kt(kernel_launches: int, t_sys_p50_us: float, graph_latency_us: Sequen
     return kernel_launches * t_sys_p50_us + sum(graph_latency_us)
 
 
+def graph_floor(traced_us: Sequence[float], wall_us: float, device_active_us: float) -> list[float] | None:
+    """Latency of each graph launch: as traced, but in all no more than the un-instrumented T_wall − T_DeviceActive.
+
+    Tracing a graph node by node delays its first node; what the wall clock leaves beside the device's work bounds the
+    launch from above.  None when nothing is left: then the traced device time is itself inflated beyond use.
+    """
+    bound, total = wall_us - device_active_us, sum(traced_us)
+    if total <= bound:
+        return list(traced_us)
+    return [latency * bound / total for latency in traced_us] if bound > 0 else None
+
+
 def orchestration(ft_us: float, ct_us: float, kt_us: float) -> float:
     """T_Orchestration = ΔFT + ΔCT + ΔKT (paper Eq. 2)."""
     return ft_us + ct_us + kt_us
@@ -75,9 +87,13 @@ def library_time(host_us: float, launches: int, launch_us: float, base_us: float
 
 
 def wait_time(clocked: InSitu, drained: InSitu, blocking: Sequence[int] | None) -> float:
-    """T_wait: in-situ time of the blocking sites (all of them when ``blocking`` is None), not drained minus drained."""
+    """T_wait: in-situ time of the blocking sites (all of them when ``blocking`` is None), not drained minus drained.
+
+    The two passes ran one after the other: the drained one is brought to the host's speed during the other.
+    """
+    scale = clocked.host_us / drained.host_us
     indices = range(len(clocked.site_us)) if blocking is None else blocking
-    return sum(clocked.site_us[i] - drained.site_us[i] for i in indices)
+    return sum(clocked.site_us[i] - drained.site_us[i] * scale for i in indices)
 
 
 def closure_error(pieces_us: float, issue_us: float) -> float:

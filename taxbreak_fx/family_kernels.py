@@ -177,6 +177,13 @@ KERNEL_RULES: tuple[KernelRule, ...] = (
         "cuDNN",
         "cuDNN's layout conversion",
     ),
+    KernelRule(
+        "cudnn.reduction",
+        r"^cudnn::(\w+::)*lean_reduction_kernel",
+        "reduction",
+        "cuDNN",
+        "cuDNN's reduction over split key-value blocks, seen after its attention kernels in decode steps",
+    ),
     KernelRule("cudnn.pool", r"^cudnn::.*pool", "reduction", "cuDNN", "cuDNN's pooling"),
     KernelRule(
         "cudnn.conv",

@@ -34,7 +34,7 @@ def put_cpu_parts(draft: Draft, ft: float, costs: list[SiteCost]) -> None:
         _close(draft, lambda raw: sum(raw.site_us) + sum(raw.gap_us), wait_us=0.0)
         return
     frame = _frame(draft)
-    if frame is not None:
+    if frame is not None or draft.recording.scope != "step":
         surroundings = _surroundings(draft, frame)
         draft.parts.update(surroundings)
         draft.parts[_wrapper_name(draft)] = gaps_inside_graphs(draft.timing, clock)
@@ -67,7 +67,7 @@ def _graphed(draft: Draft, ft: float) -> None:
 def _compiled(draft: Draft, ft: float, ct: float, launch: float) -> None:
     """Captured graph or Inductor wrapper: guards, frame and AOT wrapper around the sites and the gaps between them."""
     clock, frame = draft.clock, _frame(draft)
-    if clock is None or frame is None:
+    if clock is None or (frame is None and draft.recording.scope == "step"):
         if clock is None:
             draft.term("closure_error", None, draft.timing.in_situ_failure or "no in-situ times")
         return
@@ -96,19 +96,25 @@ def _compiled(draft: Draft, ft: float, ct: float, launch: float) -> None:
 def _close(draft: Draft, pieces: Callable[[InSitu], float], wait_us: float) -> None:
     raw = draft.timing.in_situ
     assert raw is not None
-    draft.term("closure_error", closure_error(pieces(raw), raw.host_us - wait_us), "")
+    draft.term("closure_error", closure_error(pieces(raw) - wait_us, raw.host_us - wait_us), "")
 
 
 def _frame(draft: Draft) -> Frame | None:
     frame = draft.recording.frame
-    if frame is None:
+    if frame is None and draft.recording.scope == "step":
         draft.term("closure_error", None, draft.recording.failures.get("frame", "frame not measured"))
     return frame
 
 
-def _surroundings(draft: Draft, frame: Frame) -> dict[str, float]:
+def _surroundings(draft: Draft, frame: Frame | None) -> dict[str, float]:
     """Guards, eval frame and, where Inductor's runtime is in the path, the AOT wrapper; microseconds."""
-    parts = {"guards": frame.guards_us, "frame": frame.frame_us}
+    if frame is None:  # captured graphs alone: the times begin inside
+        return {}
+    parts = (
+        {"guards_and_frame": frame.frame_us}
+        if frame.guards_us is None
+        else {"guards": frame.guards_us, "frame": frame.frame_us}
+    )
     if draft.recording.variant in ("inductor", "reduce-overhead") and frame.aot_us is not None:
         parts["aot_wrapper"] = frame.aot_us
     return parts

@@ -81,11 +81,14 @@ def _listening(heard: _Heard) -> Iterator[None]:
         if _LT_WORK.search(name) and level == 5:
             heard.calls.append(("cublaslt", name))
 
+    executing = False  # whether the last cuDNN message was an execution: those that follow at once are nested in it
+
     def on_cudnn(severity: int, user: Any, debug: Any, message: bytes) -> None:
-        text = (message or b"").decode(errors="replace")
-        match = _CUDNN_WORK.search(text.split("\n", 1)[0])
-        if match and "called" in text.split("\n", 1)[0]:
+        nonlocal executing
+        match = _CUDNN_WORK.search((message or b"").decode(errors="replace").split("\n", 1)[0])
+        if match and not executing:
             heard.calls.append(("cudnn", match.group(0)))
+        executing = match is not None
 
     blas, lt, cudnn = _BLAS_CALLBACK(on_blas), _LT_CALLBACK(on_lt), _CUDNN_CALLBACK(on_cudnn)
     with _quiet_stdout():

@@ -216,7 +216,8 @@ class FamilyReplay(Measured, frozen=True, kw_only=True):
 class OutputCheck(Record, frozen=True, kw_only=True):
     """Relative L2 error of eager and of the variant against a run in ``reference_dtype``.
 
-    ``top1_flips`` counts the last-dimension argmaxes that differ from eager's, of ``top1_total``.
+    An error of the largest float means that the variant returned NaN or infinity where eager did not.  ``top1_flips``
+    counts the last-dimension argmaxes that differ from eager's, of ``top1_total``.
     """
 
     reference_dtype: str

@@ -16,6 +16,8 @@ from taxbreak_fx.model import Classification, FamilyReplay, Node, SourceLine
 from taxbreak_fx.recording import Activity, InSitu, Replay, ReplayTrace, Site, Timing, Trace
 
 TIERS = ("exact", "name", "substring", "most common", "unmatched")
+# How a dispatch cost was found on the CPU device, best first.
+CPU_TIERS = ("measured", "smallest shape", "family median", "native median", "not replayed")
 KernelId = tuple[str, str]
 
 
@@ -81,8 +83,13 @@ def cuda_nodes(
     library: dict[int, float],
     launch_us: float | None,
     t_sys_us: float | None,
+    ct_missing: str = "",
 ) -> list[Node]:
-    """The rows of a traced variant.  ``clock``: its in-situ times; ``library``: ΔCT per site index, in microseconds."""
+    """The rows of a traced variant.
+
+    ``clock``: its in-situ times without waits; ``library``: ΔCT per site index; both in microseconds.  ``ct_missing``
+    is why ΔCT could not be measured: the rows of library calls then have none either.
+    """
     step = trace.step
     rows: list[_Row] = []
     aligned = timing.graph_launch_us is None and step.sites == len(timing.sites)
@@ -98,17 +105,19 @@ def cuda_nodes(
             if not (site.ops or by_site[index] or is_wrapper_line(site)):
                 continue  # Python only: its time is in ft_parts, above the ops
             in_situ = clock.site_us[index] if clock else None
+            unknown = bool(ct_missing) and site_kind(site, "cuda").i_lib
             rows.append(
                 _site_row(
                     site,
                     by_site[index],
                     launches[index],
                     in_situ,
-                    library.get(index, 0.0),
+                    None if unknown else library.get(index, 0.0),
                     launch_us,
                     t_sys_us,
                     _tier(site, by_site[index], traced),
                     timing.in_situ_failure,
+                    ct_missing,
                 )
             )
     rows += _kernel_rows(by_site[None], trace, t_sys_us)
@@ -120,11 +129,12 @@ def _site_row(
     activities: list[Activity],
     launches: int,
     in_situ_us: float | None,
-    ct_us: float,
+    ct_us: float | None,
     launch_us: float | None,
     t_sys_us: float | None,
     tier: str | None,
     failure: str | None,
+    ct_missing: str,
 ) -> _Row:
     reasons: dict[str, str] = {}
     ft: float | None = None
@@ -132,8 +142,12 @@ def _site_row(
         reasons["ft_us"] = failure or "no in-situ times"
     elif launches and launch_us is None:
         reasons["ft_us"] = "launch cost not measured"
+    elif ct_us is None:
+        reasons["ft_us"] = ct_missing
     else:
         ft = in_situ_us - ct_us - launches * (launch_us or 0.0)
+    if ct_us is None:
+        reasons["ct_us"] = ct_missing
     kt = 0.0 if not launches else None if t_sys_us is None else launches * t_sys_us
     if kt is None:
         reasons["kt_us"] = "T_sys not measured"
@@ -280,7 +294,7 @@ def _node(key: tuple[str, str, str, str | None, SourceLine | None], rows: list[_
             sums[name] = None
             reasons[name] = next(row.reasons.get(name, "not measured") for row in rows if getattr(row, name) is None)
     tiers = [row.tier for row in rows if row.tier is not None]
-    weakest = max(tiers, key=lambda tier: TIERS.index(tier) if tier in TIERS else 0) if tiers else None
+    weakest = max(tiers, key=lambda tier: (CPU_TIERS if tier in CPU_TIERS else TIERS).index(tier)) if tiers else None
     first = rows[0]
     return Node(
         op=op,
@@ -322,13 +336,14 @@ def match_tier(step: Sequence[KernelId], replayed: Sequence[KernelId]) -> str:
 
 
 def family_replays(timing: Timing, trace: Trace, t_sys_us: float | None) -> list[FamilyReplay]:
-    """Isolated replay beside the step, per family of its calls; families in order of their in-situ time."""
+    """Isolated replay beside the step, per family of its calls; families with most unique calls first."""
     clock = timing.in_situ
     hot: dict[tuple[str, str], Replay] = {(r.level, r.key): r for r in timing.replays}
     traced: dict[tuple[str, str], ReplayTrace] = {(r.level, r.key): r for r in trace.replays}
     by_site: dict[int | None, list[Activity]] = collections.defaultdict(list)
-    for activity in trace.step.activities:
-        by_site[activity.site].append(activity)
+    if trace.step.sites == len(timing.sites):  # else the traced step met other calls: nothing to match
+        for activity in trace.step.activities:
+            by_site[activity.site].append(activity)
     members: dict[str, list[int]] = collections.defaultdict(list)
     for index, site in enumerate(timing.sites):
         if site.call_key or site.leaf_keys:

@@ -8,8 +8,8 @@ call.  None changes what runs; each is put on for one pass and taken off again.
 from __future__ import annotations
 
 import contextlib
-import copy
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,15 +43,12 @@ class EagerSites(TorchFunctionMode):
         self._enter, self._leave = probe.enter, probe.leave
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if kwargs:
-            self._enter()
-            result = func(*args, **kwargs)
+        # The author may catch what a call raises: its site ends all the same.
+        self._enter()
+        try:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        finally:
             self._leave()
-        else:
-            self._enter()
-            result = func(*args)
-            self._leave()
-        return result
 
 
 class GraphSwitch:
@@ -66,37 +63,64 @@ class GraphSwitch:
 
 
 def instrument_graph(gm: torch.fx.GraphModule, probe: Probe, labels: Labels | None, ordinal: Callable[[], int]) -> Any:
-    """``gm`` with ``probe.enter`` and ``probe.leave`` generated around each call node; labels are added per call."""
-    watched = copy.copy(gm)
-    graph = torch.fx.Graph()
-    mapping: dict[torch.fx.Node, torch.fx.Node] = {}
-    found: list[Label] = []
+    """``gm`` with ``probe.enter`` and ``probe.leave`` called around each call node; labels are added per call.
 
-    def enter() -> None:
-        probe.enter()
-
-    def leave() -> None:
-        probe.leave()
-
-    enter.__name__, leave.__name__ = "taxbreak_enter", "taxbreak_leave"
-    for node in gm.graph.nodes:
-        call = node.op.startswith("call_")
-        if call:
-            graph.call_function(probe.enter if isinstance(probe.enter, types.FunctionType) else enter)
-            found.append(Label(node_target(node), node_source(node), node_module_path(node)))
-        mapping[node] = graph.node_copy(node, lambda n: mapping[n])
-        if call:
-            graph.call_function(probe.leave if isinstance(probe.leave, types.FunctionType) else leave)
-    watched = torch.fx.GraphModule(gm, graph)
+    The code is generated once per ``gm`` and only the two functions are exchanged: new code runs cold, which on a small
+    graph takes longer than the graph.
+    """
+    found = _generated.get(gm)
+    if found is None:
+        found = _generated[gm] = _Watched(gm)
+    watched = found
+    watched.route(probe)
     if labels is None:
         return watched.forward
 
     def labelled(*args: Any) -> Any:
         number = ordinal()
-        labels.extend(Label(label.target, label.source, label.module_path, number) for label in found)
+        labels.extend(Label(label.target, label.source, label.module_path, number) for label in watched.labels)
         return watched.forward(*args)
 
     return labelled
+
+
+def _enter() -> None:
+    """Stands in the generated code where a probe's ``enter`` goes."""
+
+
+def _leave() -> None:
+    """Stands in the generated code where a probe's ``leave`` goes."""
+
+
+class _Watched:
+    """A graph with two exchangeable functions called around each of its call nodes."""
+
+    def __init__(self, gm: torch.fx.GraphModule) -> None:
+        graph = torch.fx.Graph()
+        mapping: dict[torch.fx.Node, torch.fx.Node] = {}
+        self.labels: list[Label] = []
+        for node in gm.graph.nodes:
+            call = node.op.startswith("call_")
+            if call:
+                graph.call_function(_enter)
+                self.labels.append(Label(node_target(node), node_source(node), node_module_path(node)))
+            mapping[node] = graph.node_copy(node, lambda n: mapping[n])
+            if call:
+                graph.call_function(_leave)
+        watched = torch.fx.GraphModule(gm, graph)
+        self.forward = watched.forward
+        self._names: dict[str, Any] = type(watched).forward.__globals__
+        self._edges = [
+            (name, value is _enter) for name, value in self._names.items() if value is _enter or value is _leave
+        ]
+
+    def route(self, probe: Probe) -> None:
+        """Call ``probe`` from now on."""
+        for name, entering in self._edges:
+            self._names[name] = probe.enter if entering else probe.leave
+
+
+_generated: weakref.WeakKeyDictionary[torch.fx.GraphModule, _Watched] = weakref.WeakKeyDictionary()
 
 
 def node_target(node: torch.fx.Node) -> str:
@@ -156,14 +180,14 @@ def wrapper_sites(
 
         return site if labels is None else labelled
 
-    for module in modules:
-        names = vars(module)
-        for name, value in list(names.items()):
-            stand_in = _stand_in(name, value, watch)
-            if stand_in is not None:
-                replaced.append((names, name, value))
-                names[name] = stand_in
     try:
+        for module in modules:
+            names = vars(module)
+            for name, value in list(names.items()):
+                stand_in = _stand_in(name, value, watch)
+                if stand_in is not None:
+                    replaced.append((names, name, value))
+                    names[name] = stand_in
         yield
     finally:
         for names, name, value in replaced:

@@ -124,12 +124,17 @@ class Launch(Record, frozen=True, kw_only=True):
 
 
 class TracedStep(Record, frozen=True, kw_only=True):
-    """One step of a trace.  ``syncs``: (blocking API, site) in order; ``sites``: how many site ranges were seen."""
+    """One step of a trace.
+
+    ``syncs``: (blocking API, site) in order; ``sites``: how many site ranges were seen; ``deepest_queue``: the most
+    launches that were issued and not finished at one time, None where that is unknown.
+    """
 
     activities: list[Activity]
     launches: list[Launch]
     syncs: list[tuple[str, int | None]]
     sites: int
+    deepest_queue: int | None = None
 
 
 class Trace(Record, frozen=True, kw_only=True):
@@ -151,10 +156,12 @@ class Frame(Record, frozen=True, kw_only=True):
     """Host cost around a compiled graph, measured by subtraction with backends that compute nothing; microseconds.
 
     ``guards_us`` = t(null) − t(null, guards skipped); ``frame_us`` = t(null, guards skipped): eval frame, bytecode and
-    the Python between graphs; ``aot_us`` = t(AOT(null)) − t(null).
+    the Python between graphs; ``aot_us`` = t(AOT(null)) − t(null).  Where guards cannot be skipped (``guards_us`` is
+    None: they choose between several compilations of one function), ``frame_us`` is t(null), guards included.
     """
 
-    guards_us: float
+    guards_us: float | None
+    guards_failure: str | None = None
     frame_us: float
     aot_us: float | None
     aot_failure: str | None = None
@@ -177,7 +184,10 @@ class LaunchFloor(Record, frozen=True, kw_only=True):
 
 
 class Recording(Record, frozen=True, kw_only=True):
-    """All that is known of one variant on one machine; ``failures`` maps a stage to the reason it has no result."""
+    """All that is known of one variant on one machine; ``failures`` maps a stage to the reason it has no result.
+
+    In ``scope`` "captured graphs" the times begin at the graphs' own callables: there is no frame to measure in them.
+    """
 
     variant: str
     device: Literal["cuda", "cpu"]
@@ -186,3 +196,4 @@ class Recording(Record, frozen=True, kw_only=True):
     trace: Trace | None
     frame: Frame | None
     failures: dict[str, str]
+    scope: Literal["step", "captured graphs"] = "step"

@@ -49,7 +49,7 @@ def node_module_path(node: torch.fx.Node) -> str | None:
     if not stack:
         return None
     path = str(next(reversed(stack.values()))[0])
-    path = re.sub(r"^L\['\w+'\]\.?|^self\.?", "", path)
+    path = re.sub(r"^[LG]\['\w+'\]\.?|^self\.?", "", path)  # the variable that holds the model, local or global
     path = re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path).replace("._modules", "")
     return path.lstrip(".") or None
 

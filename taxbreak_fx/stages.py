@@ -85,8 +85,10 @@ def plan(variants: Sequence[str], device: Literal["cuda", "cpu"]) -> list[Stage]
 
 
 def unneeded(stage: Stage, outcomes: Iterable[Outcome]) -> str | None:
-    """Why a stage need not run: eager failed, or its variant could not be timed."""
+    """Why a stage need not run: the machine could not be described, eager failed, or its variant was not timed."""
     for outcome in outcomes:
+        if outcome.failure is not None and outcome.stage.kind == "host":
+            return f"the machine was not described: {outcome.failure}"
         if outcome.failure is None or outcome.stage.kind != "timing":
             continue
         if outcome.stage.variant == "eager":

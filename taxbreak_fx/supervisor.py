@@ -182,6 +182,10 @@ class _Supervision:
                 raise
             raise CaptureError(f"the worker did not start: {lost}; the log is {self._log.name}") from None
         if ready.error is not None:
+            if self._outcomes:  # it did start before: what is measured must not be lost with this attempt
+                self._worker.stop()
+                self._worker = None
+                raise WorkerLost(ready.error)
             error = TaxbreakError(ready.error)
             error.exit_code = ready.exit_code
             raise error

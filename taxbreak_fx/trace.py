@@ -21,6 +21,7 @@ DEVICE_CATEGORIES: dict[str, Literal["kernel", "memcpy", "memset"]] = {
 }
 API_CATEGORIES = ("cuda_runtime", "cuda_driver")
 SYNC_APIS = ("Synchronize",)
+_NONE = -1  # no correlation id: such an API call launched nothing, and nobody knows who issued such an activity
 Span = tuple[float, float, str]
 
 
@@ -29,7 +30,7 @@ def read_events(data: bytes, name: str) -> list[dict[str, Any]]:
     try:
         events = msgspec.json.decode(data)["traceEvents"]
         return [event for event in events if event.get("ph") == "X"]
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(
             f"{name} is not a Chrome trace of torch.profiler ({error}); export one with prof.export_chrome_trace"
         ) from error
@@ -50,7 +51,7 @@ def traced_steps(events: list[dict[str, Any]], steps: list[Span], sites: list[Sp
     apis = sorted((e for e in events if e.get("cat") in API_CATEGORIES), key=_start)
     device: dict[int, list[dict[str, Any]]] = {}
     for event in events:
-        if event.get("cat") in DEVICE_CATEGORIES:
+        if event.get("cat") in DEVICE_CATEGORIES and _correlation(event) != _NONE:
             device.setdefault(_correlation(event), []).append(event)
     starts = [_start(api) for api in apis]
     result = []
@@ -66,6 +67,7 @@ def _step(apis: list[dict[str, Any]], device: dict[int, list[dict[str, Any]]], r
     activities: list[Activity] = []
     launches: list[Launch] = []
     syncs: list[tuple[str, int | None]] = []
+    flights: list[tuple[float, float]] = []
     for api in apis:
         at, name = _start(api), str(api["name"])
         index = bisect.bisect_right(site_starts, at) - 1
@@ -73,6 +75,7 @@ def _step(apis: list[dict[str, Any]], device: dict[int, list[dict[str, Any]]], r
         issued = sorted(device.get(_correlation(api), []), key=_start)
         if issued:
             first = issued[0]
+            flights.append((at, max(_start(event) + float(event["dur"]) for event in issued)))
             kind: Literal["kernel", "graph", "memop"] = (
                 "graph" if "GraphLaunch" in name else "kernel" if first["cat"] == "kernel" else "memop"
             )
@@ -84,7 +87,16 @@ def _step(apis: list[dict[str, Any]], device: dict[int, list[dict[str, Any]]], r
         if any(sync in name for sync in SYNC_APIS) or name in ("cudaMemcpy", "cuMemcpyDtoH_v2"):
             syncs.append((name, site))
     activities.sort(key=lambda activity: activity.start_us)
-    return TracedStep(activities=activities, launches=launches, syncs=syncs, sites=len(ranges))
+    return TracedStep(
+        activities=activities, launches=launches, syncs=syncs, sites=len(ranges), deepest_queue=deepest_queue(flights)
+    )
+
+
+def deepest_queue(flights: list[tuple[float, float]]) -> int:
+    """The most launches in flight at one time, from (issued, finished) of each; same clock, any unit."""
+    finished = sorted(end for _, end in flights)
+    issued = sorted(start for start, _ in flights)
+    return max((count - bisect.bisect_right(finished, at) for count, at in enumerate(issued, 1)), default=0)
 
 
 def _activity(event: dict[str, Any], launch: int, site: int | None) -> Activity:
@@ -114,11 +126,12 @@ def _start(event: dict[str, Any]) -> float:
 
 
 def _correlation(event: dict[str, Any]) -> int:
-    return int(event.get("args", {}).get("correlation", -1))
+    return int(event.get("args", {}).get("correlation", _NONE))
 
 
 def kernel_latencies(events: list[dict[str, Any]]) -> list[float]:
     """Launch API entry to kernel start of every kernel of a trace, in microseconds."""
     apis = {_correlation(event): event for event in events if event.get("cat") in API_CATEGORIES}
+    apis.pop(_NONE, None)
     kernels = [event for event in events if event.get("cat") == "kernel"]
     return [_start(k) - _start(apis[_correlation(k)]) for k in kernels if _correlation(k) in apis]

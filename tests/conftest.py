@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
-# Set by pytest, or by torch itself when Inductor first asks for its cache.
-OWN_VARIABLES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+# Set by pytest, or by torch itself when Inductor first asks for its cache or loads C++ code.
+OWN_VARIABLES = {
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -24,12 +24,12 @@ PACKAGE = ROOT / "taxbreak_fx"
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("errors", "model", "request", "recording")),
     (1, ("families", "family_*", "hardware", "schema", "stats")),
-    (2, ("decompose", "nodes", "draft", "ft_parts", "breakdown", "breakdown_*", "timeline")),
+    (2, ("decompose", "merge", "nodes", "draft", "ft_parts", "breakdown", "breakdown_*", "timeline")),
     (3, ("compare", "whatif", "findings")),
     (4, ("workload", "state", "capture", "sources", "variants", "variant_*", "probes", "observe")),
     (5, ("recorders", "recorders.*", "replay", "library_calls", "calibrate", "null_kernel", "trace")),
     (6, ("stages", "pipeline", "supervisor")),
-    (7, ("api", "backend", "models", "model_configs", "factory", "worker")),
+    (7, ("api", "backend", "backend_*", "models", "model_configs", "factory", "worker")),
     (8, ("cli", "__main__")),
 )
 # Beside the layers: reports see a finished Review and nothing that produced it.

@@ -18,6 +18,7 @@ from taxbreak_fx.workload import Workload
 WARMUP_PAIRS = 3
 MIN_PAIRS = 10
 MAX_PAIRS = 60
+MAX_SETTLING_STEPS = 8  # as many recompiles as torch.compile allows per code object before it gives up
 
 
 class Bench:
@@ -35,14 +36,14 @@ class Bench:
             try:
                 workload.run()
                 self.sync()
-            except (RuntimeError, TypeError, ValueError) as error:
+            except Exception as error:  # whatever the user's step raises is theirs to mend
                 raise CaptureError(f"the step fails when run as it is: {one_line(error)}") from error
             self.snapshot.settle()
             self.snapshot.restore()
         self.eager = Built(workload.run)
 
     def build(self, name: str) -> tuple[Built, float]:
-        """Build a variant and run it until it is compiled: the variant, and how long that took in seconds."""
+        """Build a variant and run it until a step compiles nothing more: the variant, and the seconds that took."""
         self.snapshot.restore()
         self.sync()
         started = time.perf_counter()
@@ -51,6 +52,11 @@ class Bench:
             built = build(name, self.workload, self.snapshot)
             for _ in range(built.build_calls):
                 self.step(built)
+            for _ in range(MAX_SETTLING_STEPS):
+                known = len(built.graphs)
+                self.step(built)
+                if len(built.graphs) == known:
+                    break
         built.notes += notes
         return built, time.perf_counter() - started
 

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 
-from taxbreak_fx.recorders.bench import MAX_PAIRS, MIN_PAIRS, WARMUP_PAIRS, Bench, one_line, quiet_gc
+from taxbreak_fx.recorders.bench import (
+    MAX_PAIRS,
+    MAX_SETTLING_STEPS,
+    MIN_PAIRS,
+    WARMUP_PAIRS,
+    Bench,
+    one_line,
+    quiet_gc,
+)
 from taxbreak_fx.recording import Frame
 
 
@@ -18,9 +26,11 @@ class _Null:
 
     def __init__(self) -> None:
         self.aot = False
+        self.compiled = 0
         self.aot_failure: str | None = None
 
     def __call__(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        self.compiled += 1
         plain, wrapped = _remember(gm.forward), self._wrap(gm, example_inputs)
 
         def run(*args: Any) -> Any:
@@ -62,6 +72,8 @@ def measure_frame(bench: Bench) -> Frame:
     workload = bench.workload
     compiled = torch.compile(workload.call, backend=null)
 
+    failure: str | None = None
+
     def host_us() -> float:
         bench.snapshot.restore()
         bench.sync()
@@ -71,9 +83,16 @@ def measure_frame(bench: Bench) -> Frame:
         del output
         return elapsed
 
-    def skipping_us() -> float:
-        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-            return host_us()
+    def skipping_us() -> float | None:
+        nonlocal failure
+        if failure is None:
+            try:
+                with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+                    return host_us()
+            except RuntimeError as error:  # guards choose between compilations: skipping them runs the wrong one
+                failure = one_line(error)
+                bench.snapshot.restore()
+        return None
 
     def aot_us() -> float:
         null.aot = True
@@ -82,9 +101,14 @@ def measure_frame(bench: Bench) -> Frame:
         finally:
             null.aot = False
 
-    rows: list[tuple[float, float, float]] = []
+    rows: list[tuple[float, float | None, float]] = []
     try:
         with torch.no_grad(), quiet_gc():
+            for _ in range(MAX_SETTLING_STEPS):
+                known = null.compiled
+                host_us(), aot_us()
+                if null.compiled == known:
+                    break
             for _ in range(WARMUP_PAIRS):
                 host_us(), aot_us(), skipping_us()
             deadline = time.perf_counter() + bench.budget_s / 3
@@ -93,11 +117,13 @@ def measure_frame(bench: Bench) -> Frame:
     finally:
         torch._dynamo.reset()
         bench.snapshot.restore()
-    plain, skipped, wrapped = (statistics.median(column) for column in zip(*rows, strict=True))
+    plain = statistics.median(row[0] for row in rows)
+    skipped = [(full, without) for full, without, _ in rows if without is not None]
     return Frame(
-        guards_us=statistics.median(a - b for a, b, _ in rows),
-        frame_us=skipped,
-        aot_us=None if null.aot_failure else wrapped - plain,
+        guards_us=statistics.median(full - without for full, without in skipped) if failure is None else None,
+        guards_failure=failure,
+        frame_us=statistics.median(without for _, without in skipped) if failure is None else plain,
+        aot_us=None if null.aot_failure else statistics.median(row[2] for row in rows) - plain,
         aot_failure=null.aot_failure,
         guard_count=_guard_count(),
     )

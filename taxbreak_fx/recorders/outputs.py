@@ -8,6 +8,8 @@ float32 ones.
 from __future__ import annotations
 
 import copy
+import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +20,7 @@ from taxbreak_fx.model import OutputCheck
 from taxbreak_fx.recorders.bench import Bench, one_line
 from taxbreak_fx.state import tensors_of
 
-ALLOWED_ERROR_RATIO = 3.0
+NOT_FINITE = sys.float_info.max  # the error of outputs with NaN or infinity where eager has none: JSON has neither
 
 
 class OutputReference:
@@ -30,8 +32,9 @@ class OutputReference:
         self._reference: list[torch.Tensor] | None = None
         self._failure: str | None = None
         self._dtype = torch.float64 if bench.workload.step.dtype == "float32" else torch.float32
+        dtype = getattr(torch, bench.workload.step.dtype, torch.float32)  # a step without floats has dtype "none"
         # Eager may meet the reference to the last bit; a variant then still may differ by a few roundings.
-        self.floor = 4 * float(torch.finfo(getattr(torch, bench.workload.step.dtype)).eps)
+        self.floor = 4 * float(torch.finfo(dtype if dtype.is_floating_point else torch.float32).eps)
 
     def check(self, name: str, step: Callable[[], Any]) -> tuple[OutputCheck | None, str | None]:
         """The variant's output check, or the reason there is none."""
@@ -43,6 +46,7 @@ class OutputReference:
             own = _outputs(step())
         if [tensor.shape for tensor in own] != [tensor.shape for tensor in self._eager]:
             return None, f"{name} returned tensors of other shapes than eager"
+        variant_error = _error(own, self._reference)
         flips, total = 0, 0
         for a, b in zip(own, self._eager, strict=True):
             if a.dim() > 0:
@@ -51,7 +55,7 @@ class OutputReference:
         return OutputCheck(
             reference_dtype=str(self._dtype)[6:],
             eager_error=_error(self._eager, self._reference),
-            variant_error=_error(own, self._reference),
+            variant_error=variant_error if math.isfinite(variant_error) else NOT_FINITE,
             top1_flips=flips,
             top1_total=total,
         ), None
@@ -69,16 +73,18 @@ class OutputReference:
             torch.cuda.empty_cache()
         if self._failure is None and not self._eager:
             self._failure = "the step returns no floating-point tensor to compare"
+        if self._eager and self._reference and not math.isfinite(_error(self._eager, self._reference)):
+            self._failure, self._reference = "eager's own outputs hold NaN or infinity", None
 
     def _in_reference_dtype(self) -> Any:
         workload = self._bench.workload
+        if not isinstance(workload.call, torch.nn.Module):
+            raise TypeError("the step is a plain function: its weights cannot be copied at another precision")
         step = copy.deepcopy((workload.call, workload.args, dict(workload.kwargs), workload.state))
         for tensor in tensors_of(step):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(self._dtype)
         call, args, kwargs, _ = step
-        if not isinstance(call, torch.nn.Module):
-            raise TypeError("the step is a plain function: its weights cannot be copied at another precision")
         return call(*args, **kwargs)
 
 

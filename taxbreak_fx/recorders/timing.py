@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -106,6 +104,9 @@ def _time_built(bench: Bench, name: str, built: Built, compile_s: float, referen
                 drained = in_situ(bench, built, len(captured.sites), drained=True)
     except MeasurementError as error:
         failure = str(error)
+    except (RuntimeError, TypeError, ValueError) as error:  # the step runs, but not under our observation
+        failure = one_line(error)
+        bench.snapshot.restore()
     with quiet_gc():
         replays = hot_replays(bench, captured)
     check, check_failure = reference.check(name, lambda: bench.step(built))
@@ -168,11 +169,3 @@ def _peak_memory(bench: Bench, built: Built) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         bench.step(built)
     return torch.cuda.max_memory_allocated()
-
-
-def attempt(what: Callable[[], Any]) -> tuple[Any, str | None]:
-    """(result, None), or (None, the reason in one line) when torch or the step refuses."""
-    try:
-        return what(), None
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, MeasurementError) as error:
-        return None, one_line(error)

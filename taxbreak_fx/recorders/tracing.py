@@ -35,25 +35,30 @@ def trace_variant(bench: Bench, name: str) -> Trace:
     """Trace ``name`` (CUDA only).  Raises ``MeasurementError`` when the profiler returns no kernel."""
     built, _ = bench.build(name)
     try:
-        calls, failure = _library_calls(bench, built)
-        steps = trace_steps(bench, built)
-        chosen, notes = _agree(steps)
-        captured = capture_sites(bench, built)
-        replays = [] if built.graphed else trace_replays(bench, captured.calls.values(), "call")
-        replays += [] if built.graphed else trace_replays(bench, captured.leaves.values(), "leaf")
-        latency = _graph_latency(bench, built) if any(launch.kind == "graph" for launch in chosen.launches) else []
-        bench.snapshot.restore()
-        return Trace(
-            variant=name,
-            step=chosen,
-            graph_latency_us=latency,
-            library_calls=calls,
-            library_failure=failure,
-            replays=replays,
-            notes=notes,
-        )
+        return trace_built(bench, name, built)
     finally:
         built.release()
+
+
+def trace_built(bench: Bench, name: str, built: Built) -> Trace:
+    """As ``trace_variant``, of a variant that is built already."""
+    calls, failure = _library_calls(bench, built)
+    steps = trace_steps(bench, built)
+    chosen, notes = _agree(steps)
+    captured = capture_sites(bench, built)
+    replays = [] if built.graphed else trace_replays(bench, captured.calls.values(), "call")
+    replays += [] if built.graphed else trace_replays(bench, captured.leaves.values(), "leaf")
+    latency = _graph_latency(bench, built) if any(launch.kind == "graph" for launch in chosen.launches) else []
+    bench.snapshot.restore()
+    return Trace(
+        variant=name,
+        step=chosen,
+        graph_latency_us=latency,
+        library_calls=calls,
+        library_failure=failure,
+        replays=replays,
+        notes=notes,
+    )
 
 
 def profiled(run: Callable[[], None]) -> list[dict[str, Any]]:

@@ -1,0 +1,137 @@
+"""Claim: every kernel and every launch of every measured variant is attributed, and every variant has a decomposition
+or a reason, on GPT-2, Llama-3.2-1B and OLMoE-1B-7B, prefill and decode, on a CUDA device.
+
+    python benchmarks/spine.py [--out benchmarks/results] [--budget 2] [--timeout 180] [--only CASE ...]
+
+Writes one review per case under OUT/spine-CASE.json, skips the cases whose review is there, and rewrites
+OUT/spine.json = {claim, goal, unit, value, met, machine, rows} from all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tabulate import tabulate
+
+from taxbreak_fx.errors import TaxbreakError
+from taxbreak_fx.model import Review, Variant
+from taxbreak_fx.report.text import terminal
+from taxbreak_fx.request import ReviewRequest
+from taxbreak_fx.supervisor import supervise
+
+CASES = {
+    "gpt2-prefill": ReviewRequest(model="gpt2", phase="prefill", device="cuda"),
+    "gpt2-decode": ReviewRequest(model="gpt2", phase="decode", device="cuda"),
+    "llama-3.2-1b-decode": ReviewRequest(model="Llama-3.2-1B", phase="decode", device="cuda"),
+    "llama-3.2-1b-prefill": ReviewRequest(model="Llama-3.2-1B", phase="prefill", device="cuda"),
+    "olmoe-decode-grouped": ReviewRequest(
+        model="OLMoE-1B-7B", phase="decode", experts_implementation="grouped_mm", device="cuda"
+    ),
+    "olmoe-decode-eager-experts": ReviewRequest(
+        model="OLMoE-1B-7B", phase="decode", experts_implementation="eager", device="cuda"
+    ),
+}
+CLAIM = "every kernel and launch is attributed to a row, and every variant has a decomposition or a reason"
+
+
+def unattributed(variant: Variant) -> int:
+    """Kernels and launches of the trace that no row holds, and terms that are null without a reason."""
+    if variant.status != "ok":
+        return 0 if variant.reason else 1
+    missing = 0
+    for field in ("kernels", "launches"):
+        total = getattr(variant, field)
+        if total is None:
+            missing += field not in variant.unmeasured
+        else:
+            missing += abs(total - sum(getattr(node, field) or 0 for node in variant.nodes))
+    breakdown = variant.breakdown
+    if breakdown is None:
+        return missing + 1
+    terms = ("ft_us", "ct_us", "kt_us", "hdbi")
+    return missing + sum(getattr(breakdown, term) is None and term not in breakdown.unmeasured for term in terms)
+
+
+def row(case: str, variant: Variant) -> dict[str, Any]:
+    """One line of the table: microseconds, counts and ratios of a variant."""
+    breakdown = variant.breakdown
+    return {
+        "case": case,
+        "variant": variant.name,
+        "status": variant.status,
+        "reason": variant.reason,
+        "wall_us": variant.t_wall_us.median if variant.t_wall_us else None,
+        "host_us": variant.t_host_us.median if variant.t_host_us else None,
+        "device_active_us": variant.device_active_us,
+        "launches": variant.launches,
+        "kernels": variant.kernels,
+        "memops": variant.memops,
+        "ft_us": breakdown.ft_us if breakdown else None,
+        "ct_us": breakdown.ct_us if breakdown else None,
+        "kt_us": breakdown.kt_us if breakdown else None,
+        "hdbi": breakdown.hdbi if breakdown else None,
+        "closure_error": breakdown.closure_error if breakdown else None,
+        "outputs_equal": variant.outputs_equal,
+        "unattributed": unattributed(variant),
+    }
+
+
+def measure(name: str, request: ReviewRequest, target: Path) -> Review | None:
+    """Run one case and save its review, or print why there is none."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            review = supervise(request, Path(folder), lambda event: None)
+        except TaxbreakError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return None
+    review.save(target)
+    print(terminal(review))
+    print(f"{name}: {time.monotonic() - started:.0f} s\n", flush=True)
+    return review
+
+
+def main() -> None:
+    """Measure what is missing, then summarise all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds of timed pairs per variant")
+    parser.add_argument("--timeout", type=float, default=180.0, help="seconds one stage may take")
+    parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=None)
+    options = parser.parse_args()
+    reviews: dict[str, Review] = {}
+    for name, request in CASES.items():
+        target = options.out / f"spine-{name}.json"
+        if target.exists():
+            reviews[name] = Review.load(target)
+        elif options.only is None or name in options.only:
+            request = msgspec.structs.replace(request, budget_s=options.budget, timeout_s=options.timeout)
+            review = measure(name, request, target)
+            if review is not None:
+                reviews[name] = review
+    rows = [row(name, variant) for name, review in reviews.items() for variant in review.variants]
+    value = sum(line["unattributed"] for line in rows)
+    result = {
+        "claim": CLAIM,
+        "goal": 0,
+        "unit": "unattributed kernels, launches or terms",
+        "value": value,
+        "met": value == 0 and set(reviews) == set(CASES),
+        "machine": {name: msgspec.to_builtins(review.machine) for name, review in reviews.items()},
+        "rows": rows,
+    }
+    (options.out / "spine.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    shown = ("case", "variant", "status", "wall_us", "device_active_us", "launches", "kernels", "ft_us", "ct_us",
+             "kt_us", "hdbi", "closure_error")  # fmt: skip
+    print(tabulate([[line[key] for key in shown] for line in rows], headers=shown, floatfmt=".3g"))
+    print(f"{CLAIM}: {value} {result['unit']}, goal 0; cases {len(reviews)} of {len(CASES)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The equations on compiled, graphed and CPU-device recordings: exact microseconds, and a reason for every null."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from fake_recording import (
+    ADD,
+    ADDMM,
+    FRAME,
+    GAP_US,
+    SITE_US,
+    SITES,
+    VIEW,
+    activity,
+    calibration,
+    clock,
+    eager_recording,
+    eager_timing,
+    eager_trace,
+    kernel_of,
+    key,
+    launch,
+    parts_of,
+    recording,
+    site,
+    step,
+    timing,
+    trace,
+    waiting,
+)
+
+from taxbreak_fx.breakdown import GRAPH_CT_REASON, decompose
+from taxbreak_fx.recording import Frame, Recording, Replay, Timing, Trace
+
+# --- compiled and graphed variants ----------------------------------------------------------------------------------
+
+
+def compiled(variant: str, **fields: Any) -> Recording:
+    """Two graphs of one and two sites: the gap between graphs belongs to no wrapper."""
+    sites = [
+        site("aten.empty_strided.default", "aten.empty_strided.default", graph=1),
+        site("triton:triton_poi_fused_add_0", graph=2),
+        site("extern:addmm", ADDMM, graph=2),
+    ]
+    if variant == "dynamo":
+        sites = [msgspec.structs.replace(s, graph=g) for s, g in zip(SITES, (1, 2, 2), strict=True)]
+    timed = timing(variant, sites=sites, in_situ=clock(SITE_US, GAP_US, 100.0), replays=eager_timing().replays)
+    traced = eager_trace(variant=variant)
+    return msgspec.structs.replace(recording(timed, traced, FRAME), **fields)
+
+
+def test_parts_of_the_captured_graph() -> None:
+    # guards 9, frame 7; gap inside graph 2: 15; ops = 51 − 13 − 8 = 30; ΔFT 79 → 79 − 61 unexplained
+    parts = parts_of(decompose(compiled("dynamo"), eager_recording()))
+    assert parts.ft_parts == {"guards": 9.0, "frame": 7.0, "node_python": 15.0, "ops": 30.0, "unattributed": 18.0}
+    # pieces 9 + 7 + 51 + 15 of 100
+    assert parts.closure_error == pytest.approx(-0.18)
+
+
+def test_parts_of_inductors_wrapper() -> None:
+    # allocation 1; triton launcher 30 − 4; extern 20 − 13 − 4; wrapper 15; guards 9, frame 7, AOT 3; ΔFT 79
+    parts = parts_of(decompose(compiled("inductor"), eager_recording()))
+    assert parts.ft_parts == {
+        "guards": 9.0,
+        "frame": 7.0,
+        "aot_wrapper": 3.0,
+        "wrapper": 15.0,
+        "triton_launchers": 26.0,
+        "allocations": 1.0,
+        "extern_calls": 3.0,
+        "unattributed": 15.0,
+    }
+    assert parts.closure_error == pytest.approx((9 + 7 + 3 + 51 + 15 - 100) / 100)
+
+
+def test_a_compiled_variant_without_frame_times_says_so() -> None:
+    record = compiled("inductor", frame=None, failures={"frame": "the worker was killed by SIGKILL"})
+    parts = parts_of(decompose(record, eager_recording()))
+    assert (parts.ft_us, parts.ft_parts) == (79.0, {})
+    assert parts.unmeasured["closure_error"] == "the worker was killed by SIGKILL"
+
+
+def graphed(variant: str, frame: Frame | None = FRAME, calls: dict[str, int] | None = None) -> Recording:
+    """One graph of three kernels, one of them on a second stream, behind an input copy of its own."""
+    activities = [
+        activity("copy", 100.0, 2.0, launch=0, kind="memcpy"),
+        activity(kernel_of(ADD), 110.0, 10.0, launch=1),
+        activity(kernel_of(ADD), 120.0, 10.0, launch=1),
+        activity(kernel_of(ADDMM), 125.0, 10.0, launch=1, stream=9),
+    ]
+    traced = step(activities, [launch("memop"), launch("graph", latency_us=30.0, activities=3)])
+    heard = {"cublas": 0, "cublaslt": 0, "cudnn": 0} if calls is None else calls
+    timed: Timing = timing(variant, host_us=50.0, graph_launch_us=12.0, in_situ_failure="a CUDA graph is one launch")
+    traces: Trace = trace(traced, variant, graph_latency_us=[21.0], library_calls=heard)
+    return recording(timed, traces, frame)
+
+
+@pytest.mark.parametrize(
+    ("variant", "parts"),
+    [
+        # ΔFT = 50 − 0 − 12 = 38; the runtime is the remainder
+        ("reduce-overhead", {"guards": 9.0, "frame": 7.0, "aot_wrapper": 3.0, "cudagraph_runtime": 19.0}),
+        ("cudagraphs", {"guards": 9.0, "frame": 7.0, "cudagraph_runtime": 22.0}),
+        ("eager-graph", {"graph_wrapper": 38.0}),
+    ],
+)
+def test_a_graphed_step_is_one_launch_with_its_own_latency(variant: str, parts: dict[str, float]) -> None:
+    found = decompose(graphed(variant), eager_recording())
+    assert (found.launches, found.graph_launches, found.kernels, found.memops) == (1, 1, 3, 1)
+    assert found.launch_us == 12.0
+    breakdown = parts_of(found)
+    assert (breakdown.ct_us, breakdown.ct_source) == (0.0, GRAPH_CT_REASON)
+    assert (breakdown.ft_us, breakdown.kt_us) == (38.0, 21.0)
+    assert breakdown.ft_parts == parts
+    # copy 2 + kernels 110 … 135; orchestration 38 + 0 + 21
+    assert found.device_active_us == 27.0
+    assert breakdown.hdbi == pytest.approx(27.0 / (27.0 + 59.0))
+    assert breakdown.closure_error is None
+
+
+def test_library_calls_heard_inside_a_graphed_step_make_ct_null_not_zero() -> None:
+    breakdown = parts_of(decompose(graphed("cudagraphs", calls={"cublas": 2}), eager_recording()))
+    assert breakdown.ct_us is None and breakdown.ft_us is None
+    assert breakdown.unmeasured["ct_us"] == "library calls inside a graphed variant: {'cublas': 2}"
+
+
+def test_a_graph_whose_latency_was_not_measured_leaves_kt_null() -> None:
+    record = graphed("cudagraphs")
+    assert record.trace is not None
+    record = msgspec.structs.replace(record, trace=msgspec.structs.replace(record.trace, graph_latency_us=[]))
+    breakdown = parts_of(decompose(record, None))
+    assert breakdown.unmeasured["kt_us"] == "the latency of 0 of 1 graph launches was measured"
+    assert breakdown.hdbi is None
+
+
+@pytest.mark.parametrize(("wall", "kt"), [(40.0, 13.0), (20.0, None)])
+def test_a_graph_latency_that_the_wall_time_refutes_is_bounded_with_a_note(
+    wall: float, kt: float | None
+) -> None:
+    # device 27: beside it the wall leaves 13 of the 21 traced, or nothing
+    record = graphed("cudagraphs")
+    assert record.timing is not None
+    timed = msgspec.structs.replace(record.timing, wall_us=[wall] * 10)
+    found = decompose(msgspec.structs.replace(record, timing=timed), None)
+    assert parts_of(found).kt_us == kt
+    assert [note for note in found.notes if note.startswith("graph launch latency")]
+
+
+def test_a_step_without_graphs_has_no_note_on_their_latency() -> None:
+    short = decompose(eager_recording(timing=eager_timing(wall_us=30.0)), None)  # device-bound: 60 µs traced
+    assert short.notes == []
+
+
+def test_a_variant_that_graphed_nothing_says_so() -> None:
+    timed = timing("reduce-overhead", graph_launch_us=0.0)
+    found = decompose(recording(timed, eager_trace(), FRAME), eager_recording())
+    assert "nothing was graphed: the step made no CUDA graph launch" in found.notes
+    assert found.launch_us == 8.0
+
+
+def test_every_kind_of_variant_has_parts_that_sum_to_ft() -> None:
+    records = [eager_recording(), waiting(), compiled("dynamo"), compiled("inductor")]
+    records += [graphed(name) for name in ("reduce-overhead", "cudagraphs", "eager-graph")]
+    for record in records:
+        breakdown = parts_of(decompose(record, eager_recording()))
+        assert breakdown.ft_us is not None and breakdown.ft_parts
+        assert sum(breakdown.ft_parts.values()) == pytest.approx(breakdown.ft_us)
+
+
+# --- the CPU device -------------------------------------------------------------------------------------------------
+
+NONE_HERE = "the CPU device launches nothing"
+
+
+def smallest(op: str, host_us: float | None) -> Replay:
+    """A smallest-shape replay."""
+    return Replay(key=key(op), level="smallest", op=op, dtype="bfloat16", host_us=host_us)
+
+
+def on_cpu(replays: list[Replay], variant: str = "eager", **fields: Any) -> Recording:
+    """The reference step on the CPU device."""
+    timed = eager_timing(variant=variant, peak_memory_bytes=None, replays=replays)
+    timed = msgspec.structs.replace(timed, **fields)
+    return recording(timed, None, device="cpu", floors=calibration(None, None))
+
+
+def test_cpu_identity_is_exact() -> None:
+    # base = add 6.  addmm at its smallest 9: dispatch 6, library 3, device 30 − 9 = 21.  add: device 20 − 6 = 14.
+    variant = decompose(on_cpu([smallest(ADDMM, 9.0), smallest(ADD, 6.0)]), None)
+    parts = parts_of(variant)
+    assert (variant.device_active_us, variant.device_sum_us, parts.ct_us) == (35.0, 35.0, 3.0)
+    assert parts.ft_us == 100.0 - 3.0 - 35.0
+    assert parts.ft_us + parts.ct_us + variant.device_active_us == 100.0
+    assert parts.orchestration_us == 65.0  # no ΔKT
+    assert parts.hdbi == 0.35
+    # dispatch: the Python-only call 1, and 6 for each op
+    assert parts.ft_parts == {"dispatch": 13.0, "python": 49.0}
+    assert (variant.t_wait_us, variant.issue_us) == (0.0, 100.0)
+    assert (parts.kt_us, parts.unmeasured["kt_us"]) == (None, NONE_HERE)
+    assert (variant.launches, variant.unmeasured["launches"]) == (None, NONE_HERE)
+    assert {node.op: node.match_tier for node in variant.nodes} == {
+        "aten.linear.default": "smallest shape",
+        ADD: "smallest shape",
+    }
+
+
+def test_cpu_dispatch_falls_back_to_the_family_then_the_native_median_and_says_so() -> None:
+    mul, cumsum = "aten.mul.Tensor", "aten.cumsum.default"
+    sites = [site("torch.add", ADD), site("torch.mul", mul), site("torch.cumsum", cumsum)]
+    # add's family: mul 4.  cumsum's family has no replay: native median of {4} is 4.
+    record = on_cpu([smallest(ADD, None), smallest(mul, 4.0), smallest(cumsum, None)], sites=sites)
+    rows = {node.op: node for node in decompose(record, None).nodes}
+    assert (rows[ADD].match_tier, rows[ADD].ft_us, rows[ADD].device_us) == ("family median", 4.0, 1.0 - 4.0)
+    assert (rows[mul].match_tier, rows[mul].device_us) == ("smallest shape", 26.0)
+    assert (rows[cumsum].match_tier, rows[cumsum].ft_us) == ("native median", 4.0)
+
+
+def test_cpu_rows_show_their_weakest_tier() -> None:
+    sites = [site("torch.add", ADD), site("torch.add", ADD), site("f", "aten.cumsum.default", ADD)]
+    sites[1] = msgspec.structs.replace(sites[1], leaf_keys=(key(ADD, "other"),))
+    rows = {node.op: node for node in decompose(on_cpu([smallest(ADD, 4.0)], sites=sites), None).nodes}
+    assert rows[ADD].match_tier == "family median"  # one call at its smallest shape, one by its family
+    assert rows[f"aten.cumsum.default+{ADD}"].match_tier == "native median"
+    nothing = decompose(on_cpu([], sites=sites), None)
+    assert {node.match_tier for node in nothing.nodes} == {"not replayed"}
+    assert nothing.device_active_us == 51.0
+
+
+def test_cpu_views_and_fused_kernels() -> None:
+    sites = [site("Tensor.view", VIEW), site("cpp:cpp_fused_add_0", graph=1), site("torch.add", ADD)]
+    variant = decompose(on_cpu([smallest(ADD, 6.0)], sites=sites), None)
+    rows = {node.op: node for node in variant.nodes}
+    assert (rows[VIEW].ft_us, rows[VIEW].device_us, rows[VIEW].match_tier) == (1.0, 0.0, None)
+    fused = rows["cpp:cpp_fused_add_0"]
+    assert (fused.ft_us, fused.ct_us, fused.device_us) == (0.0, 0.0, 30.0)
+
+
+@pytest.mark.parametrize(("variant", "wrapper"), [("dynamo", "node_python"), ("inductor", "wrapper")])
+def test_cpu_parts_of_a_compiled_variant(variant: str, wrapper: str) -> None:
+    record = msgspec.structs.replace(
+        on_cpu([smallest(ADDMM, 9.0), smallest(ADD, 6.0)], variant, sites=compiled("dynamo").timing.sites),  # type: ignore[union-attr]
+        frame=FRAME,
+    )
+    parts = parts_of(decompose(record, None))
+    surroundings = {"guards": 9.0, "frame": 7.0} | ({"aot_wrapper": 3.0} if variant == "inductor" else {})
+    known = {"dispatch": 13.0, **surroundings, wrapper: 15.0}
+    assert parts.ft_parts == {**known, "unattributed": pytest.approx(62.0 - sum(known.values()))}
+    assert parts.closure_error == pytest.approx((51.0 + 15.0 + sum(surroundings.values()) - 100.0) / 100.0)
+
+
+def test_cpu_without_in_situ_times_or_frame() -> None:
+    lost = decompose(on_cpu([], in_situ=None, in_situ_failure="depends on data"), None)
+    assert lost.unmeasured["device_active_us"] == "depends on data"
+    assert {parts_of(lost).unmeasured[term] for term in ("ft_us", "ct_us", "hdbi", "closure_error")} == {
+        "depends on data"
+    }
+    frameless = msgspec.structs.replace(
+        on_cpu([smallest(ADDMM, 9.0), smallest(ADD, 6.0)], "dynamo"), failures={"frame": "no"}
+    )
+    parts = parts_of(decompose(frameless, None))
+    assert parts.unmeasured["closure_error"] == "no"
+    assert parts.ft_parts == {"dispatch": 13.0, "unattributed": 49.0}
+
+
+def test_cpu_device_time_below_zero_keeps_its_sign_and_has_no_hdbi() -> None:
+    # dispatch 40 for an op of 20 µs, 40 + (90 − 40) for one of 30: device = −20 − 60
+    variant = decompose(on_cpu([smallest(ADDMM, 90.0), smallest(ADD, 40.0)]), None)
+    assert variant.device_active_us == -80.0
+    assert parts_of(variant).unmeasured["hdbi"] == "negative_residual: device time is below zero"

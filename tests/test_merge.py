@@ -1,0 +1,173 @@
+"""Several graphs as one step: sums by repetition, lists laid end to end, nothing counted twice, nothing made up."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from taxbreak_fx.breakdown import decompose
+from taxbreak_fx.ft_parts import gaps_inside_graphs
+from taxbreak_fx.merge import merge
+from taxbreak_fx.model import Calibration, GraphInfo, OutputCheck, Percentiles
+from taxbreak_fx.recording import Activity, InSitu, Launch, Recording, Replay, Site, Timing, Trace, TracedStep
+
+ADD = "aten.add.Tensor"
+
+
+def check(eager: float, variant: float, flips: int = 0, total: int = 10) -> OutputCheck:
+    return OutputCheck(
+        reference_dtype="float64", eager_error=eager, variant_error=variant, top1_flips=flips, top1_total=total
+    )
+
+
+def timing(sites: int, host: list[float], site_us: float = 2.0) -> Timing:
+    clock = InSitu(
+        drained=False,
+        site_us=[site_us] * sites,
+        gap_us=[1.0] * max(0, sites - 1),
+        host_us=10.0 * sites,
+        probe_us=0.5,
+        steps=7,
+    )
+    return Timing(
+        variant="dynamo",
+        wall_us=[us + 5.0 for us in host],
+        host_us=host,
+        base_wall_us=[us + 5.0 for us in host],
+        base_host_us=host,
+        compile_s=1.5,
+        peak_memory_bytes=100 * sites,
+        sites=[Site(target=f"op{i}", ops=(ADD,), graph=1, leaf_keys=(f"{ADD}()",)) for i in range(sites)],
+        in_situ=clock,
+        drained=msgspec.structs.replace(clock, drained=True),
+        replays=[Replay(key=f"{ADD}()", level="leaf", op=ADD, dtype="float32", host_us=3.0)],
+        output_check=check(1e-7, 2e-7, flips=1),
+        graph_launch_us=None,
+        output_floor=1e-6,
+        graphs=[GraphInfo(compile_id=f"{sites}/0", nodes=sites, break_reason=None, source=None)],
+    )
+
+
+def traced(sites: int, at: float) -> Trace:
+    """One kernel of 4 µs per site, 6 µs apart, beginning at ``at``."""
+    activities = [
+        Activity(
+            kind="kernel", name="k", start_us=at + 6.0 * i, duration_us=4.0, stream=7, launch=i, site=i, signature=""
+        )
+        for i in range(sites)
+    ]
+    launches = [
+        Launch(api="cudaLaunchKernel", kind="kernel", site=i, latency_us=5.0, activities=1) for i in range(sites)
+    ]
+    step = TracedStep(activities=activities, launches=launches, syncs=[("cudaStreamSynchronize", 0)], sites=sites)
+    return Trace(variant="dynamo", step=step, graph_latency_us=[], library_calls={"cublas": sites}, notes=["same"])
+
+
+def recording(sites: int, host: list[float], at: float = 1e6) -> Recording:
+    return Recording(
+        variant="dynamo",
+        device="cuda",
+        calibration=Calibration(
+            launch_us=1.0, t_sys_us=Percentiles(p5=3.0, p50=4.0, p95=5.0, samples=9), host_score=1.0
+        ),
+        timing=timing(sites, host),
+        trace=traced(sites, at),
+        frame=None,
+        failures={"frame": "outside"},
+        scope="captured graphs",
+    )
+
+
+def test_samples_add_by_repetition_as_far_as_all_graphs_go() -> None:
+    merged = merge([recording(2, [20.0, 21.0, 22.0]), recording(3, [30.0, 31.0])])
+    assert merged.timing is not None
+    assert merged.timing.host_us == [50.0, 52.0]
+    assert merged.timing.wall_us == [60.0, 62.0]
+    assert merged.timing.compile_s == 3.0
+    assert merged.timing.peak_memory_bytes == 300
+    assert [graph.compile_id for graph in merged.timing.graphs] == ["2/0", "3/0"]
+
+
+def test_gaps_between_graphs_enter_no_sum() -> None:
+    merged = merge([recording(2, [20.0]), recording(0, [1.0]), recording(3, [30.0])]).timing
+    assert merged is not None and merged.in_situ is not None
+    assert [site.graph for site in merged.sites] == [1, 1, 3, 3, 3]
+    assert len(merged.in_situ.gap_us) == len(merged.sites) - 1
+    # one gap inside the first graph, two inside the third, 1 µs each
+    assert gaps_inside_graphs(merged, merged.in_situ) == 3.0
+    assert sum(merged.in_situ.site_us) == 10.0 and merged.in_situ.host_us == 50.0
+
+
+def test_kernels_launches_and_device_time_add_up() -> None:
+    parts = [recording(2, [20.0, 21.0], at=9e6), recording(3, [30.0, 31.0], at=100.0)]
+    whole = decompose(merge(parts), None)
+    single = [decompose(part, None) for part in parts]
+    assert whole.status == "ok"
+    assert whole.kernels == sum(variant.kernels or 0 for variant in single) == 5
+    assert whole.launches == 5
+    assert whole.device_sum_us == whole.device_active_us == 20.0, "activities of two graphs overlap"
+    assert whole.library_calls == {"cublas": 5}
+    assert whole.notes.count("same") == 1
+    assert sum(node.kernels or 0 for node in whole.nodes) == 5
+
+
+def test_indices_move_with_the_lists() -> None:
+    merged = merge([recording(2, [20.0]), recording(3, [30.0])]).trace
+    assert merged is not None
+    step = merged.step
+    assert step.sites == 5
+    assert [activity.site for activity in step.activities] == [0, 1, 2, 3, 4]
+    assert [activity.launch for activity in step.activities] == [0, 1, 2, 3, 4]
+    assert [launch.site for launch in step.launches] == [0, 1, 2, 3, 4]
+    assert step.syncs == [("cudaStreamSynchronize", 0), ("cudaStreamSynchronize", 2)]
+    assert step.deepest_queue is None, "unknown for one graph, so unknown for all"
+
+
+def test_a_stage_missing_for_one_graph_is_missing_for_all() -> None:
+    broken = msgspec.structs.replace(recording(3, [30.0]), trace=None, failures={"trace": "graph 3/0: no kernel"})
+    merged = merge([recording(2, [20.0]), broken])
+    assert merged.trace is None and merged.timing is not None
+    assert merged.failures["trace"] == "graph 3/0: no kernel"
+    variant = decompose(merged, None)
+    assert variant.kernels is None and "graph 3/0" in variant.unmeasured["kernels"]
+
+
+def test_an_unequal_graph_makes_the_whole_unequal() -> None:
+    good, bad = recording(2, [20.0]), recording(3, [30.0])
+    assert bad.timing is not None
+    wrong = msgspec.structs.replace(bad.timing, output_check=check(1e-7, 0.5, flips=4))
+    variant = decompose(merge([good, msgspec.structs.replace(bad, timing=wrong)]), None)
+    assert variant.outputs_equal is False
+    assert variant.output_check is not None and variant.output_check.top1_flips == 5
+    assert variant.output_check.top1_total == 20
+
+
+def test_outputs_are_unknown_when_one_graph_was_not_compared() -> None:
+    good, other = recording(2, [20.0]), recording(3, [30.0])
+    assert other.timing is not None
+    unknown = msgspec.structs.replace(other.timing, output_check=None, output_failure="draws random numbers")
+    variant = decompose(merge([good, msgspec.structs.replace(other, timing=unknown)]), None)
+    assert variant.outputs_equal is None
+    assert variant.unmeasured["outputs_equal"] == "draws random numbers"
+
+
+def test_a_failed_replay_gives_way_to_one_that_worked() -> None:
+    first, second = recording(2, [20.0]), recording(3, [30.0])
+    assert first.timing is not None
+    failed = [Replay(key=f"{ADD}()", level="leaf", op=ADD, dtype=None, host_us=None, failure="refused")]
+    changed = msgspec.structs.replace(first, timing=msgspec.structs.replace(first.timing, replays=failed))
+    merged = merge([changed, second]).timing
+    assert merged is not None
+    assert [(replay.key, replay.host_us) for replay in merged.replays] == [(f"{ADD}()", 3.0)]
+
+
+def test_a_single_recording_is_itself() -> None:
+    one = recording(3, [30.0, 31.0], at=0.0)
+    assert merge([one]) == one
+
+
+def test_recordings_that_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        merge([])
+    with pytest.raises(ValueError, match="different"):
+        merge([recording(1, [1.0]), msgspec.structs.replace(recording(1, [1.0]), variant="inductor")])
