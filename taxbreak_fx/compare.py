@@ -134,5 +134,5 @@ def _worse(base: Variant, variant: Variant, wall: Interval) -> list[str]:
         found.append(f"more device copies and fills: {base.memops} → {variant.memops}")
     if variant.outputs_equal is False:
         found.append("outputs are not equal to the reference")
-    found += [note for note in variant.notes if note.startswith("nothing was graphed")]
+    found += [note for note in variant.notes if note.startswith(("nothing was graphed", "nothing was compiled"))]
     return found

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from taxbreak_fx.model import SourceLine
 from taxbreak_fx.probes import Probe
 from taxbreak_fx.sources import node_module_path, node_source
+from taxbreak_fx.wrapper_lines import Origins
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,19 @@ def qualified_name(func: Any) -> str:
 
 @contextlib.contextmanager
 def wrapper_sites(
-    modules: list[types.ModuleType], probe: Probe, labels: Labels | None, ordinal: Callable[[], int]
+    modules: list[types.ModuleType],
+    probe: Probe,
+    labels: Labels | None,
+    ordinal: Callable[[], int],
+    origins: Sequence[Origins] = (),
 ) -> Iterator[None]:
-    """Route the kernel launches, extern calls and allocations of Inductor's wrapper modules through ``probe``."""
+    """Route the kernel launches, extern calls and allocations of Inductor's wrapper modules through ``probe``.
+
+    ``origins``, one per module, say where the labelled sites come from.
+    """
     replaced: list[tuple[dict[str, Any], str, Any]] = []
 
-    def watch(target: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def watch(number: int, target: str, function: Callable[..., Any]) -> Callable[..., Any]:
         enter, leave = probe.enter, probe.leave
 
         def site(*args: Any, **kwargs: Any) -> Any:
@@ -175,16 +184,17 @@ def wrapper_sites(
 
         def labelled(*args: Any, **kwargs: Any) -> Any:
             assert labels is not None
-            labels.append(Label(target, graph=ordinal()))
+            source, module_path = origins[number].of(target) if origins else (None, None)
+            labels.append(Label(target, source, module_path, graph=ordinal()))
             return site(*args, **kwargs)
 
         return site if labels is None else labelled
 
     try:
-        for module in modules:
+        for number, module in enumerate(modules):
             names = vars(module)
             for name, value in list(names.items()):
-                stand_in = _stand_in(name, value, watch)
+                stand_in = _stand_in(name, value, partial(watch, number))
                 if stand_in is not None:
                     replaced.append((names, name, value))
                     names[name] = stand_in

@@ -17,6 +17,7 @@ from taxbreak_fx.errors import CaptureError, UsageError
 from taxbreak_fx.observe import Labels, graph_replays, instrument_graph, wrapper_sites
 from taxbreak_fx.probes import Probe
 from taxbreak_fx.variants import Built, compile_inductor, graph_skips
+from taxbreak_fx.wrapper_lines import Origins
 
 GRAPHED = ("reduce-overhead", "cudagraphs")
 WARM_CALLS = 3  # a CUDA graph: one run to warm up, one to record, one to replay
@@ -136,7 +137,8 @@ class GraphVariant(Built):
             return graph_replays(probe, labels)
         if self.name == "dynamo":
             return contextlib.nullcontext()
-        return wrapper_sites(self._modules, probe, labels, lambda: 1)
+        origins = [Origins(module, self._gm) for module in self._modules] if labels is not None else []
+        return wrapper_sites(self._modules, probe, labels, lambda: 1, origins)
 
     def release(self) -> None:
         """Let go of the inputs and of the compiled code; what runs the graph from now on holds its own reference."""

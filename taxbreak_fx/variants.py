@@ -23,6 +23,7 @@ from taxbreak_fx.probes import Probe
 from taxbreak_fx.sources import foreign
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.workload import Workload
+from taxbreak_fx.wrapper_lines import Origins
 
 GRAPH_WARMUP_STEPS = 3  # torch.cuda.graph asks for eager runs on a side stream before capture
 
@@ -125,13 +126,18 @@ class _Inductor(_Compiled):
     def __init__(self, workload: Workload, mode: str = "default") -> None:
         self._mode = mode
         self._modules: list[types.ModuleType] = []
+        self._sources: list[torch.fx.GraphModule] = []  # the graph each wrapper module was made from
         super().__init__(workload)
 
     def _compile(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        return compile_inductor(gm, example_inputs, self._mode, self._modules)
+        compiled = compile_inductor(gm, example_inputs, self._mode, self._modules)
+        self._sources += [gm] * (len(self._modules) - len(self._sources))
+        return compiled
 
     def _surround(self, probe: Probe, labels: Labels | None) -> contextlib.AbstractContextManager[None]:
-        return wrapper_sites(self._modules, probe, labels, lambda: self._calls)
+        pairs = zip(self._modules, self._sources, strict=True) if labels is not None else ()
+        origins = [Origins(module, gm) for module, gm in pairs]
+        return wrapper_sites(self._modules, probe, labels, lambda: self._calls, origins)
 
 
 class _GraphTrees(_Inductor):

@@ -115,11 +115,12 @@ def test_device_time_within_two_percent_is_not_called_worse() -> None:
     assert against_eager(timing("dynamo"), device_active_us=61.3).worse == ["more device time: 60 → 61 µs"]
 
 
-def test_wrong_outputs_and_an_ungraphed_step_are_worse() -> None:
-    notes = ["nothing was graphed: the step made no CUDA graph launch", "some other note"]
+def test_wrong_outputs_and_an_ungraphed_or_uncompiled_step_are_worse() -> None:
+    notes = ["nothing was graphed: the step made no CUDA graph launch", "some other note", "nothing was compiled: no"]
     assert against_eager(timing("reduce-overhead"), outputs_equal=False, notes=notes).worse == [
         "outputs are not equal to the reference",
         "nothing was graphed: the step made no CUDA graph launch",
+        "nothing was compiled: no",
     ]
 
 

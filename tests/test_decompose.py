@@ -217,6 +217,17 @@ def test_wait_of_a_blocking_call_leaves_issue_time_parts_rows_and_closure() -> N
     assert blocking.ft_us == 5.0 - 4.0  # one launch in this trace, no ΔCT
 
 
+def test_the_drained_pass_is_brought_to_the_hosts_speed() -> None:
+    # As above, but the drained pass met a host twice as slow, and the clocked one a host half as slow as the pairs.
+    slow = clock([2.0, 56.0, 10.0], GAP_US, 200.0, drained=True)
+    assert decompose(waiting(drained=slow), None).t_wait_us == 15.0
+    fast = clock([0.5, 15.0, 10.0], [us / 2 for us in GAP_US], 50.0)
+    variant = decompose(waiting(in_situ=fast, drained=slow), None)
+    # the wait is 10 − 10 ÷ 4 as clocked; what is left of the call is 10 ÷ 2 at the speed of the pairs
+    assert variant.t_wait_us == 7.5
+    assert parts_of(variant).ft_parts["ops"] == 30.0 + 5.0 - 13.0 - 8.0
+
+
 def test_wait_is_null_with_a_reason_when_the_step_could_not_be_drained() -> None:
     variant = decompose(waiting(drained=None, in_situ_failure="the drained pass met 4 calls"), None)
     parts = parts_of(variant)

@@ -137,9 +137,7 @@ def test_a_graph_whose_latency_was_not_measured_leaves_kt_null() -> None:
 
 
 @pytest.mark.parametrize(("wall", "kt"), [(40.0, 13.0), (20.0, None)])
-def test_a_graph_latency_that_the_wall_time_refutes_is_bounded_with_a_note(
-    wall: float, kt: float | None
-) -> None:
+def test_a_graph_latency_that_the_wall_time_refutes_is_bounded_with_a_note(wall: float, kt: float | None) -> None:
     # device 27: beside it the wall leaves 13 of the 21 traced, or nothing
     record = graphed("cudagraphs")
     assert record.timing is not None
@@ -208,14 +206,14 @@ def test_cpu_identity_is_exact() -> None:
 
 
 def test_cpu_dispatch_falls_back_to_the_family_then_the_native_median_and_says_so() -> None:
-    mul, cumsum = "aten.mul.Tensor", "aten.cumsum.default"
+    mul, cumsum, copied = "aten.mul.Tensor", "aten.cumsum.default", "aten.index_select.default"
     sites = [site("torch.add", ADD), site("torch.mul", mul), site("torch.cumsum", cumsum)]
-    # add's family: mul 4.  cumsum's family has no replay: native median of {4} is 4.
-    record = on_cpu([smallest(ADD, None), smallest(mul, 4.0), smallest(cumsum, None)], sites=sites)
-    rows = {node.op: node for node in decompose(record, None).nodes}
+    # add's family has mul: 4.  cumsum's has no replay: the native median of mul 4 and index_select 8 is 6.
+    replays = [smallest(ADD, None), smallest(mul, 4.0), smallest(cumsum, None), smallest(copied, 8.0)]
+    rows = {node.op: node for node in decompose(on_cpu(replays, sites=sites), None).nodes}
     assert (rows[ADD].match_tier, rows[ADD].ft_us, rows[ADD].device_us) == ("family median", 4.0, 1.0 - 4.0)
     assert (rows[mul].match_tier, rows[mul].device_us) == ("smallest shape", 26.0)
-    assert (rows[cumsum].match_tier, rows[cumsum].ft_us) == ("native median", 4.0)
+    assert (rows[cumsum].match_tier, rows[cumsum].ft_us) == ("native median", 6.0)
 
 
 def test_cpu_rows_show_their_weakest_tier() -> None:

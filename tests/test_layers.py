@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (1, ("families", "family_*", "hardware", "schema", "stats")),
     (2, ("decompose", "merge", "nodes", "draft", "ft_parts", "breakdown", "breakdown_*", "timeline")),
     (3, ("compare", "whatif", "findings")),
-    (4, ("workload", "state", "capture", "sources", "variants", "variant_*", "probes", "observe")),
+    (4, ("workload", "state", "capture", "sources", "wrapper_lines", "variants", "variant_*", "probes", "observe")),
     (5, ("recorders", "recorders.*", "replay", "library_calls", "calibrate", "null_kernel", "trace")),
     (6, ("stages", "pipeline", "supervisor")),
     (7, ("api", "backend", "backend_*", "models", "model_configs", "factory", "worker")),

@@ -74,6 +74,14 @@ CASES = {
             eager_step(activities=[*eager_step().activities, STRAY], launches=[*eager_step().launches, launch()])
         ),
     ),
+    "one call that issues two kernels": (
+        timing(),
+        eager_trace(
+            eager_step(
+                activities=[activity("k", 5.0 * i, 4.0, launch=0) for i in range(2)], launches=[launch(activities=2)]
+            )
+        ),
+    ),
     "a copy outside sites": (
         eager_timing(),
         eager_trace(

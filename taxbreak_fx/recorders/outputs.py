@@ -40,7 +40,7 @@ class OutputReference:
         """The variant's output check, or the reason there is none."""
         if self._reference is None and self._failure is None:
             self._prepare()
-        if self._reference is None or self._eager is None:
+        if self._failure is not None or self._reference is None or self._eager is None:
             return None, self._failure
         with torch.no_grad():
             own = _outputs(step())

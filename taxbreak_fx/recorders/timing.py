@@ -87,6 +87,8 @@ def _time_built(bench: Bench, name: str, built: Built, compile_s: float, referen
     rows = bench.pairs(built)
     wall, host, base_wall, base_host = (list(column) for column in zip(*rows, strict=True))
     notes = list(built.notes)
+    if name not in ("eager", "eager-graph") and not built.graphs:
+        notes.append("nothing was compiled: Dynamo captured no graph, so the step ran as it is")
     failure: str | None = None
     clocked: InSitu | None = None
     drained: InSitu | None = None

@@ -1,0 +1,373 @@
+"""The measuring side on tiny CPU steps: pairs, in-situ times, frame, outputs, and reasons instead of numbers."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+import torch._inductor.compile_fx
+from torch import nn
+
+from taxbreak_fx import replay
+from taxbreak_fx.capture import CapturedCall
+from taxbreak_fx.errors import CaptureError, MeasurementError
+from taxbreak_fx.model import StepInfo
+from taxbreak_fx.pipeline import Runner
+from taxbreak_fx.recorders.bench import MAX_PAIRS, MIN_PAIRS, Bench, one_line, quiet_gc
+from taxbreak_fx.recorders.frame import measure_frame
+from taxbreak_fx.recorders.in_situ import CLOCKED_STEPS, in_situ, observation_cost_us
+from taxbreak_fx.recorders.outputs import NOT_FINITE, OutputReference
+from taxbreak_fx.recorders.timing import time_variant
+from taxbreak_fx.recording import HostFacts, Timing
+from taxbreak_fx.stages import Stage
+from taxbreak_fx.workload import Workload
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Every timed region begins with a garbage collection: keep it from walking all of torch each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def step_info(dtype: str = "float32") -> StepInfo:
+    """A forward step on the CPU."""
+    return StepInfo(phase="forward", batch=None, seq_len=None, dtype=dtype, device="cpu")
+
+
+def bench_of(call: Any, *args: Any, dtype: str = "float32", **kwargs: Any) -> Bench:
+    """A bench that spends 20 ms on pairs."""
+    return Bench(
+        Workload(call=call, model="toy", step=step_info(dtype), args=args, kwargs=kwargs), "cpu", budget_s=0.02
+    )
+
+
+class Toy(nn.Module):
+    """A layer, a buffer that counts, and a reduction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(8, 8)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return torch.relu(self.layer(x)).sum(-1) + self.count
+
+
+def timed(name: str, bench: Bench) -> Timing:
+    """``name`` beside eager on ``bench``."""
+    return time_variant(bench, name, OutputReference(bench))
+
+
+# --- time_variant ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["eager", "dynamo", "inductor"])
+def test_a_variant_is_timed_in_pairs_with_everything_beside(name: str) -> None:
+    module, x = Toy(), torch.rand(2, 8)
+    found = timed(name, bench_of(module, x))
+    lengths = {len(series) for series in (found.wall_us, found.host_us, found.base_wall_us, found.base_host_us)}
+    assert len(lengths) == 1 and MIN_PAIRS <= lengths.pop() <= MAX_PAIRS
+    assert min(found.host_us) > 0 and all(a >= b for a, b in zip(found.wall_us, found.host_us, strict=True))
+    assert (found.compile_s is None) == (name == "eager")
+    assert (found.peak_memory_bytes, found.graph_launch_us, found.drained) == (None, None, None)
+    # the sites: as many in the clocked pass as recorded, a gap between each two
+    assert found.in_situ_failure is None and found.in_situ is not None
+    assert len(found.in_situ.site_us) == len(found.sites) and len(found.in_situ.gap_us) == len(found.sites) - 1
+    assert found.in_situ.steps == CLOCKED_STEPS
+    targets = {site.target for site in found.sites}
+    expected = {
+        "eager": {"torch.nn.functional.linear", "torch.relu"},
+        "dynamo": {"torch.nn.functional.linear", "torch.relu"},
+        "inductor": {"extern:addmm"},
+    }[name]
+    assert expected <= targets
+    assert name != "inductor" or any(target.startswith("cpp:cpp_fused") for target in targets)
+    # every recorded leaf has its replays
+    leaves = {key for site in found.sites for key in site.leaf_keys}
+    for level in ("leaf", "smallest"):
+        assert {r.key for r in found.replays if r.level == level} == leaves
+    assert all((r.host_us is None) == (r.failure is not None) for r in found.replays)
+    # the outputs are compared, and right
+    assert found.output_failure is None and found.output_check is not None
+    assert found.output_check.reference_dtype == "float64"
+    assert found.output_check.variant_error < found.output_floor
+    assert len(found.graphs) == (0 if name == "eager" else 1)
+    # every one of those steps started from the same state
+    assert float(module.count) in (0.0, 1.0)
+
+
+def test_a_step_whose_calls_depend_on_chance_has_times_but_no_sites() -> None:
+    class Chance(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return self.layer(x) if len(calls) % 2 else self.layer(x) + 1
+
+    calls = collectable()
+    found = timed("eager", bench_of(Chance(), torch.ones(1, 4)))
+    assert len(found.wall_us) >= MIN_PAIRS
+    assert found.in_situ is None
+    assert found.in_situ_failure is not None
+    assert found.in_situ_failure.startswith("two passes of the step met different calls")
+
+
+class collectable:
+    """A counter that no snapshot can find: its state is in no dict."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def append(self, value: int) -> None:
+        """Count one."""
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def test_a_step_that_dynamo_leaves_alone_is_told_so() -> None:
+    class Uncompilable(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch.compiler.is_compiling():
+                raise NotImplementedError("not under a compiler")
+            return x + 1
+
+    found = timed("dynamo", bench_of(Uncompilable(), torch.ones(1)))
+    assert found.graphs == []
+    assert found.notes == ["nothing was compiled: Dynamo captured no graph, so the step ran as it is"]
+
+
+def test_a_clocked_pass_that_meets_other_sites_is_a_reason() -> None:
+    class Late(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return x + 1 + 1 if len(calls) > late else x + 1
+
+    calls, late = collectable(), 10_000
+    bench = bench_of(Late(), torch.ones(1))
+    assert len(in_situ(bench, bench.eager, 1, drained=False).site_us) == 1
+    late = 0
+    with pytest.raises(MeasurementError, match="met 2 calls in one pass and 1 in another: its work depends on data"):
+        in_situ(bench, bench.eager, 1, drained=False)
+
+
+def test_a_step_that_cannot_be_recorded_keeps_its_times() -> None:
+    class Stubborn(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if torch._C._len_torch_function_stack():
+                raise RuntimeError("not under a mode")
+            return x + 1
+
+    found = timed("eager", bench_of(Stubborn(), torch.ones(1)))
+    assert len(found.wall_us) >= MIN_PAIRS
+    assert (found.in_situ, found.in_situ_failure) == (None, "RuntimeError: not under a mode")
+
+
+def test_a_decode_step_on_a_static_cache_is_timed_at_its_position() -> None:
+    module = tiny_models.build("gpt2")
+    steps = dict(tiny_models.steps(module))
+    with torch.no_grad():
+        steps["prefill"]()
+    bench = bench_of(steps["decode"])
+    found = timed("eager", bench)  # far more steps than the cache has positions
+    assert found.in_situ_failure is None
+    assert any("index_copy" in op for site in found.sites for op in site.ops)
+
+
+# --- the bench ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [RuntimeError("too\nbad"), KeyError("x"), ZeroDivisionError(), AssertionError()])
+def test_a_step_that_fails_as_it_is_is_a_capture_error(error: Exception) -> None:
+    def step() -> None:
+        raise error
+
+    with pytest.raises(CaptureError, match="the step fails when run as it is") as caught:
+        bench_of(step)
+    assert "\n" not in str(caught.value)
+
+
+def test_pairs_alternate_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_of(nn.Identity(), torch.ones(1))
+    other, order = copy.copy(bench.eager), []
+
+    def fake(built: Any) -> tuple[float, float]:
+        order.append("base" if built is bench.eager else "own")
+        return (2.0, 1.0) if built is bench.eager else (4.0, 3.0)
+
+    monkeypatch.setattr(bench, "timed", fake)
+    rows = bench.pairs(other)
+    assert set(rows) == {(4.0, 3.0, 2.0, 1.0)}
+    assert order[6:10] == ["base", "own", "own", "base"]  # after the warm-up
+
+
+def test_the_timed_region_is_free_of_garbage_collection() -> None:
+    with pytest.raises(ZeroDivisionError), quiet_gc():
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+    assert gc.isenabled()
+
+
+def test_errors_in_one_line() -> None:
+    assert one_line(ValueError("a\n  b")) == "ValueError: a b"
+    assert one_line(ValueError()) == "ValueError: no message"
+    assert len(one_line(ValueError("x" * 999))) == 300
+
+
+# --- what observation costs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mechanism", ["generated", "function mode", "stand-in"])
+def test_the_cost_of_observing_a_site_is_microseconds(mechanism: str) -> None:
+    inside, outside = observation_cost_us(mechanism)
+    assert 0.0 < inside + outside < 100.0
+
+
+# --- frame ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_frame_of_a_compiled_graph() -> None:
+    module, x = Toy(), torch.ones(2, 8)
+    frame = measure_frame(bench_of(module, x))
+    assert frame.guards_us is not None and frame.guard_count is not None and frame.guard_count > 0
+    assert frame.frame_us > 0
+    assert frame.aot_us is not None and frame.aot_failure is None
+    assert float(module.count) == 0.0
+
+
+# --- outputs --------------------------------------------------------------------------------------------------------
+
+
+def checked(module: nn.Module, x: torch.Tensor, variant: Any, dtype: str = "float32") -> Any:
+    """The output check of a variant that returns ``variant``."""
+    return OutputReference(bench_of(module, x, dtype=dtype)).check("dynamo", lambda: variant)
+
+
+def test_errors_are_relative_to_a_run_in_higher_precision() -> None:
+    module, x = Toy(), torch.rand(2, 8)
+    with torch.no_grad():
+        truth = module(x)
+        module.count.zero_()
+    check, failure = checked(module, x, truth * 1.5)
+    assert failure is None and check is not None
+    assert (check.reference_dtype, check.top1_total) == ("float64", 1)
+    assert check.eager_error < 1e-6 and check.variant_error == pytest.approx(0.5, rel=1e-5)
+    half, reason = checked(Toy().bfloat16(), x.bfloat16(), torch.zeros(2, dtype=torch.bfloat16), "bfloat16")
+    assert reason is None and half.reference_dtype == "float32" and half.variant_error == pytest.approx(1.0)
+
+
+def test_flips_of_the_largest_entry_are_counted() -> None:
+    x = torch.tensor([[3.0, 1.0], [1.0, 3.0], [3.0, 1.0]])
+    check, _ = checked(nn.Identity(), x, x.flip(-1))
+    assert (check.top1_flips, check.top1_total) == (3, 3)
+
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x + 1
+
+    both, _ = checked(Two(), x, (x.flip(-1), x + 1))
+    assert (both.top1_flips, both.top1_total) == (3, 6)
+
+
+def test_outputs_that_cannot_be_compared_have_a_reason() -> None:
+    x = torch.ones(2, 2)
+    assert checked(nn.Identity(), x, torch.ones(3))[1] == "dynamo returned tensors of other shapes than eager"
+    integers = nn.Identity()
+    assert checked(integers, torch.ones(1, dtype=torch.int64), None, "none")[1] == (
+        "the step returns no floating-point tensor to compare"
+    )
+    plain = OutputReference(bench_of(lambda: x + 1)).check("dynamo", lambda: x)
+    assert plain[0] is None and "the step is a plain function" in str(plain[1])
+
+
+def test_infinity_and_nan_survive_as_reasons_not_as_numbers() -> None:
+    bad = torch.tensor([[1.0, float("nan")]])
+    assert checked(nn.Identity(), bad, bad) == (None, "eager's own outputs hold NaN or infinity")
+    check, _ = checked(nn.Identity(), torch.ones(1, 2), bad)
+    assert check.variant_error == NOT_FINITE
+
+
+# --- replay ---------------------------------------------------------------------------------------------------------
+
+
+def leaf(function: Any, *args: Any, **kwargs: Any) -> CapturedCall:
+    """A captured leaf call."""
+    return CapturedCall(str(function), str(function), "float32", function, args, kwargs)
+
+
+ATEN = torch.ops.aten
+X = torch.rand(4, 6)
+
+
+def test_a_replay_that_fails_is_an_entry_with_its_reason() -> None:
+    (good, bad) = replay.replay_all([leaf(ATEN.relu.default, X), leaf(ATEN.mm.default, X, X)], "leaf", lambda: None)
+    assert good.host_us is not None and good.host_us > 0 and good.failure is None
+    assert bad.host_us is None and bad.failure is not None and bad.failure.startswith("RuntimeError: ")
+
+
+@pytest.mark.parametrize(
+    ("call", "shapes"),
+    [
+        (leaf(ATEN.addmm.default, torch.rand(8), X, torch.rand(6, 8)), [(1, 1)]),
+        (leaf(ATEN.view.default, X, [2, 12]), [(1, 1)]),
+        (leaf(ATEN.expand.default, X, [3, 4, 6]), [(1, 1, 1)]),
+        (leaf(ATEN.native_layer_norm.default, X, [6], torch.rand(6), torch.rand(6), 1e-5), [(1, 1), (1, 1), (1, 1)]),
+        (leaf(ATEN.cat.default, [X, X], 0), [(2, 1)]),
+        (leaf(ATEN.embedding.default, torch.rand(9, 4), torch.tensor([[8, 3]])), [(1, 1, 1)]),
+        (leaf(ATEN.index_select.default, X, 0, torch.tensor([3, 1])), [(1, 1)]),
+        (leaf(ATEN._softmax.default, X, -1, False), [(1, 1)]),
+    ],
+    ids=lambda value: value.op if isinstance(value, CapturedCall) else "",
+)
+def test_ops_shrink_to_their_smallest_shape(call: CapturedCall, shapes: list[tuple[int, ...]]) -> None:
+    result = replay.smallest(call)()
+    found = [tuple(t.shape) for t in (result if isinstance(result, (tuple, list)) else [result])]
+    assert found == shapes
+    (entry,) = replay.replay_smallest([call])
+    assert (entry.level, entry.failure) == ("smallest", None)
+
+
+# --- stages in one process ------------------------------------------------------------------------------------------
+
+
+def test_a_runner_turns_results_and_failures_into_outcomes() -> None:
+    workload = Workload(call=Toy(), model="toy", step=step_info(), args=(torch.ones(2, 8),), seed=3)
+    runner = Runner(workload, "cpu", 0.02)
+    host = runner.run(Stage(kind="host"))
+    facts = host.value()
+    assert isinstance(facts, HostFacts) and host.failure is None
+    assert (facts.model, facts.machine.device, facts.machine.conditions.seed) == ("toy", "cpu", 3)
+    assert facts.machine.calibration.host_score > 0
+    assert facts.machine.calibration.unmeasured["launch_us"] == "the CPU device launches no kernel"
+    timing = runner.run(Stage(kind="timing", variant="dynamo"))
+    assert isinstance(timing.value(), Timing) and timing.seconds > 0
+    failed = runner.run(Stage(kind="timing", variant="eager-graph"))
+    assert failed.failure is not None and not failed.fatal and "\n" not in failed.failure
+    assert runner.run(Stage(kind="timing", variant="eager")).failure is None  # one failure spoils nothing
+
+
+def test_an_error_that_poisons_the_context_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = Workload(call=Toy(), model="toy", step=step_info(), args=(torch.ones(2, 8),))
+    runner = Runner(workload, "cpu", 0.02)
+
+    def assertion(*args: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with ...")
+
+    monkeypatch.setattr("taxbreak_fx.pipeline.time_variant", assertion)
+    outcome = runner.run(Stage(kind="timing", variant="eager"))
+    assert outcome.fatal and outcome.failure is not None and "device-side assert" in outcome.failure
