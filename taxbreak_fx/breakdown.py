@@ -28,6 +28,7 @@ from taxbreak_fx.nodes import cuda_nodes, device_sum_us, family_replays
 from taxbreak_fx.recording import InSitu, Recording, Replay, ReplayTrace, Timing, Trace
 
 QUEUE_DEPTH = 1_000  # launches that certainly fit the device's launch queue (about 1,024): fewer cannot block the host
+NOTED_DRIFT = 1.15
 MIN_NATIVE_OPS = 3  # fewer make no median
 GRAPH_CT_REASON = "no library call was made: observed by the libraries' own loggers"
 NEGATIVE = "negative_residual: what was subtracted exceeds T_issue by more than its interval"
@@ -41,11 +42,24 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
         status: Status = "skipped" if reason.startswith("interrupted") or reason == "not reached" else "failed"
         return Variant.unavailable(recording.variant, status, reason)
     draft = Draft(recording, timing)
+    _note_drift(draft, eager)
     if recording.device == "cpu":
         decompose_cpu(draft)
     else:
         _decompose_cuda(draft, eager)
     return draft.finish()
+
+
+def _note_drift(draft: Draft, eager: Recording | None) -> None:
+    """Say so when the host ran at another speed than while eager was timed: absolute times then mislead."""
+    if eager is None or eager.timing is None or eager.variant == draft.recording.variant:
+        return
+    drift = statistics.median(draft.timing.base_host_us) / statistics.median(eager.timing.host_us)
+    if not 1 / NOTED_DRIFT < drift < NOTED_DRIFT:
+        draft.notes.append(
+            f"the host drifted: eager took {drift:.2f} times its own T_host while this variant was timed; absolute "
+            "times are as measured then, what was removed is corrected for it"
+        )
 
 
 def _decompose_cuda(draft: Draft, eager: Recording | None) -> None:

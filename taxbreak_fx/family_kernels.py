@@ -255,6 +255,13 @@ KERNEL_RULES: tuple[KernelRule, ...] = (
         r"GroupProblemShape|GemmGrouped|PtrArray|GroupedGemm",
     ),
     KernelRule(
+        "cutlass.grouped_mangled",
+        r"^_ZN7cutlass13device_kernelIN2at4cuda6detail\w*GroupProblem",
+        "grouped-gemm",
+        "CUTLASS-in-ATen",
+        "ATen's grouped gemm, its name left mangled because it is longer than the profiler demangles",
+    ),
+    KernelRule(
         "cutlass.grouped_setup",
         r"^at::cuda::detail::prepare_grouped_gemm_data$",
         "grouped-gemm",
@@ -359,7 +366,7 @@ KERNEL_RULES: tuple[KernelRule, ...] = (
     KernelRule("aten.rnn", r"^at::native::.*(lstm_cell|gru_cell)", "recurrent", "ATen", "ATen's fused recurrent cell"),
     KernelRule(
         "aten.reduce",
-        r"^at::native::.*(reduce_kernel|kernelHistogram|pool|_loss|cdist|pdist|segment_reduce|"
+        r"^at::(native|cuda)::.*(reduce_kernel|kernelHistogram|pool|_loss|cdist|pdist|segment_reduce|"
         r"ctc_)",
         "reduction",
         "ATen",

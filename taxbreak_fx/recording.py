@@ -101,7 +101,10 @@ class Timing(Record, frozen=True, kw_only=True):
 
 
 class Activity(Record, frozen=True, kw_only=True):
-    """One device activity of the traced step: ``launch`` indexes the launch that issued it, ``site`` the call."""
+    """One device activity of the traced step: ``launch`` indexes the launch that issued it, ``site`` the call.
+
+    ``launch`` is None where the trace lacks the API call.
+    """
 
     kind: Literal["kernel", "memcpy", "memset"]
     name: str

@@ -47,24 +47,33 @@ def spans(events: list[dict[str, Any]], prefix: str) -> list[Span]:
 
 
 def traced_steps(events: list[dict[str, Any]], steps: list[Span], sites: list[Span]) -> list[TracedStep]:
-    """One ``TracedStep`` per range in ``steps``; a launch belongs to the site range that its API call lies in."""
+    """One ``TracedStep`` per range in ``steps``; a launch belongs to the site range that its API call lies in.
+
+    Device activity whose API call is not in the trace belongs to the step that began last before it, and to no site.
+    """
     apis = sorted((e for e in events if e.get("cat") in API_CATEGORIES), key=_start)
     device: dict[int, list[dict[str, Any]]] = {}
     for event in events:
         if event.get("cat") in DEVICE_CATEGORIES and _correlation(event) != _NONE:
             device.setdefault(_correlation(event), []).append(event)
+    issuers = {_correlation(api) for api in apis} - {_NONE}
+    orphans = [e for e in events if e.get("cat") in DEVICE_CATEGORIES and _correlation(e) not in issuers]
     starts = [_start(api) for api in apis]
+    begins = [step[0] for step in steps] + [float("inf")]
     result = []
-    for begin, end, _ in steps:
+    for (begin, end, _), next_begin in zip(steps, begins[1:], strict=True):
         inside = apis[bisect.bisect_left(starts, begin) : bisect.bisect_right(starts, end)]
         ranges = [site for site in sites if begin <= site[0] <= end]
-        result.append(_step(inside, device, ranges))
+        lost = [_activity(e, None, None) for e in orphans if begin <= _start(e) < next_begin]
+        result.append(_step(inside, device, ranges, lost))
     return result
 
 
-def _step(apis: list[dict[str, Any]], device: dict[int, list[dict[str, Any]]], ranges: list[Span]) -> TracedStep:
+def _step(
+    apis: list[dict[str, Any]], device: dict[int, list[dict[str, Any]]], ranges: list[Span], lost: list[Activity]
+) -> TracedStep:
     site_starts = [start for start, _, _ in ranges]
-    activities: list[Activity] = []
+    activities: list[Activity] = list(lost)
     launches: list[Launch] = []
     syncs: list[tuple[str, int | None]] = []
     flights: list[tuple[float, float]] = []
@@ -99,7 +108,7 @@ def deepest_queue(flights: list[tuple[float, float]]) -> int:
     return max((count - bisect.bisect_right(finished, at) for count, at in enumerate(issued, 1)), default=0)
 
 
-def _activity(event: dict[str, Any], launch: int, site: int | None) -> Activity:
+def _activity(event: dict[str, Any], launch: int | None, site: int | None) -> Activity:
     args = event.get("args", {})
     signature = (
         ""

@@ -6,6 +6,7 @@ stderr belong to the libraries and go to a log.  It ends when its stdin closes.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -43,6 +44,7 @@ def main() -> None:
         failure = DeviceError(f"{request.model} does not fit in the device's memory: choose a smaller model or batch")
         reply(Ready(error=str(failure), exit_code=failure.exit_code))
         return
+    gc.freeze()  # imports and weights live as long as the process: the collections around timed regions skip them
     reply(Ready(device=device, variants=variants))
     for line in sys.stdin.buffer:
         outcome = runner.run(msgspec.json.decode(line, type=Stage))

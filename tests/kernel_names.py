@@ -149,6 +149,9 @@ KERNEL_NAMES: dict[tuple[str, str], tuple[str, ...]] = {
         "cutlass::arch::Sm80, true, 64, 64, 64, true, true>::Params)",
     ),
     ("grouped-gemm", "CUTLASS-in-ATen"): (
+        # H200, OLMoE: too long for the profiler to demangle
+        "_ZN7cutlass13device_kernelIN2at4cuda6detail25enable_3x_kernel_for_sm9xINS_4gemm6kernel13GemmUniversal"
+        "INS5_17GroupProblemShapeIN4cute5tupleIJiiiEEEEE",
         "void cutlass::device_kernel<at::cuda::detail::enable_3x_kernel_for_sm9x<cutlass::gemm::kernel::"
         "GemmUniversal<cutlass::gemm::GroupProblemShape<cute::tuple<int, int, int> >, cutlass::gemm::"
         "collective::CollectiveMma<cutlass::gemm::MainloopSm90ArrayTmaGmmaWarpSpecialized<8> > > > >(Params)",
@@ -196,7 +199,13 @@ KERNEL_NAMES: dict[tuple[str, str], tuple[str, ...]] = {
         "void at::native::(anonymous namespace)::CatArrayBatchedCopy_vectorized<at::native::(anonymous "
         "namespace)::OpaqueType<2u>, unsigned int, 4, 64, 64, 16, 8>(char*)",
     ),
+    ("reduction", "cuDNN"): (
+        "void cudnn::fusion::lean_reduction_kernel<false, false, false>(cudnn::fusion::Params)",  # H200, decode SDPA
+    ),
     ("reduction", "ATen"): (
+        # H200, OLMoE
+        "void at::cuda::kernelHistogram1D<int, int, long, 1, 2, -1, (at::cuda::CUDAHistogramMemoryType)0, "
+        "at::cuda::CUDA_tensor_histogram<int, int, false>(at::Tensor)::{lambda(long)#1}>(int)",
         "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::MeanOps<float, float, "
         "float, float>, unsigned int, float, 4, 4> >(at::native::ReduceOp<float>)",
         "void at_cuda_detail::cub::DeviceReduceSingleTileKernel<at_cuda_detail::cub::DeviceReducePolicy<int> >(int)",

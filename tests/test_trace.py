@@ -53,6 +53,17 @@ def test_launches_of_a_step_in_issue_order_with_their_sites() -> None:
     assert first.sites == 4
 
 
+def test_activity_whose_launch_is_not_in_the_trace_is_kept_without_a_launch_and_a_site() -> None:
+    events = events_of("eager.json")
+    lost = {"ph": "X", "cat": "kernel", "name": "lost", "ts": 1195.0, "dur": 2.0, "args": {"correlation": 987654}}
+    ranges = spans(events, STEP), spans(events, RANGE)
+    with_it, without = (traced_steps(found, *ranges) for found in ([*events, lost], events))
+    assert [len(step.activities) for step in with_it] == [len(without[0].activities) + 1, len(without[1].activities)]
+    kept = next(activity for activity in with_it[0].activities if activity.name == "lost")
+    assert (kept.launch, kept.site, kept.duration_us) == (None, None, 2.0)
+    assert with_it[0].launches == without[0].launches
+
+
 def test_activities_by_start_with_their_launch_site_stream_and_signature() -> None:
     first, _ = steps_of("eager.json")
     assert [(a.kind, a.start_us, a.duration_us, a.launch, a.site, a.stream) for a in first.activities] == [
@@ -83,7 +94,9 @@ def test_a_step_holds_only_its_own_window() -> None:
 
 def test_what_has_no_correlation_is_matched_with_nothing() -> None:
     _, second = steps_of("eager.json")
-    assert [activity.name for activity in second.activities] == [GEMM]
+    assert [activity.name for activity in second.activities if activity.launch is not None] == [GEMM]
+    lost = [activity for activity in second.activities if activity.launch is None]
+    assert [activity.site for activity in lost] == [None]  # kept, with nobody who issued it
     assert kernel_latencies(events_of("eager.json")[-2:]) == []
 
 
