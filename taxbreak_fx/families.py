@@ -1,6 +1,6 @@
 """The one home of op or kernel -> family, library and I_lib, each with its reason (docs/families.md).
 
-Tables are in ``family_tables`` and ``family_ops``, kernel-name rules in ``family_kernels``; this module looks them up
+Tables are in ``family_products``, ``family_solvers`` and ``family_ops``, kernel names in ``family_kernels``; this looks them up
 and holds what users and plugins register.  It never guesses: what no rule knows is ``unknown``, and says what to do.
 """
 
@@ -15,7 +15,9 @@ from typing import Literal
 from taxbreak_fx.errors import TaxbreakError, UsageError
 from taxbreak_fx.family_kernels import KINDS, kernel_identity, match_kernel, match_transfer
 from taxbreak_fx.family_ops import OWN_RULES
-from taxbreak_fx.family_tables import FAMILIES, LIBRARIES, LIBRARY_RULES, VENDOR_LIBRARIES, OpRule
+from taxbreak_fx.family_products import PRODUCT_RULES
+from taxbreak_fx.family_solvers import SOLVER_RULES
+from taxbreak_fx.family_types import FAMILIES, LIBRARIES, VENDOR_LIBRARIES, OpRule
 from taxbreak_fx.model import Classification
 
 __all__ = [
@@ -66,7 +68,7 @@ def _build_table(rules: Iterable[OpRule]) -> OpTable:
     return table
 
 
-_TABLE = _build_table((*LIBRARY_RULES, *OWN_RULES))
+_TABLE = _build_table((*PRODUCT_RULES, *SOLVER_RULES, *OWN_RULES))
 _registered_ops: dict[tuple[str, str], Classification] = {}
 _registered_kernels: dict[str, Classification] = {}
 _plugins_loaded = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taxbreak_fx.family_tables import OpRule
+from taxbreak_fx.family_types import OpRule
 
 _OWN = "ATen's own code, no library behind it"
 _VIEW = "changes sizes, strides or metadata on the host; no kernel"

@@ -13,6 +13,8 @@ from taxbreak_fx.draft import Draft
 from taxbreak_fx.nodes import SiteCost
 from taxbreak_fx.recording import Frame, InSitu, Site, Timing
 
+AOT_VARIANTS = ("inductor", "reduce-overhead", "cudagraphs")
+
 
 def put_parts(draft: Draft, ft: float, issue: float, ct: float, launch: float) -> None:
     """Split ΔFT of a variant on CUDA; all arguments in microseconds."""
@@ -112,7 +114,7 @@ def _frame(draft: Draft) -> Frame | None:
 
 
 def _surroundings(draft: Draft, frame: Frame | None) -> dict[str, float]:
-    """Guards, eval frame and, where Inductor's runtime is in the path, the AOT wrapper; microseconds."""
+    """Guards, eval frame and, where the backend goes through AOT autograd, the AOT wrapper; microseconds."""
     if frame is None:  # captured graphs alone: the times begin inside
         return {}
     parts = (
@@ -120,7 +122,7 @@ def _surroundings(draft: Draft, frame: Frame | None) -> dict[str, float]:
         if frame.guards_us is None
         else {"guards": frame.guards_us, "frame": frame.frame_us}
     )
-    if draft.recording.variant in ("inductor", "reduce-overhead") and frame.aot_us is not None:
+    if draft.recording.variant in AOT_VARIANTS and frame.aot_us is not None:
         parts["aot_wrapper"] = frame.aot_us
     return parts
 

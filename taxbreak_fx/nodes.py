@@ -266,7 +266,7 @@ def short_kernel(name: str) -> str:
 
 def folded(path: str | None) -> str | None:
     """A module path with its layer numbers folded to ``*``, so that like layers share a row."""
-    return None if path is None else re.sub(r"(?<=\.)\d+(?=\.|$)", "*", path)
+    return None if path is None else re.sub(r"(?:^|(?<=\.))\d+(?=\.|$)", "*", path)
 
 
 def _grouped(rows: Iterable[_Row]) -> list[Node]:

@@ -23,11 +23,13 @@ from taxbreak_fx.families import (
     launches_nothing,
     register_family,
 )
-from taxbreak_fx.family_kernels import KERNEL_RULES
+from taxbreak_fx.family_kernel_tables import KERNEL_RULES
 from taxbreak_fx.family_ops import OWN_RULES
-from taxbreak_fx.family_tables import LIBRARY_RULES, OpRule
+from taxbreak_fx.family_products import PRODUCT_RULES
+from taxbreak_fx.family_solvers import SOLVER_RULES
+from taxbreak_fx.family_types import OpRule
 
-RULES = (*LIBRARY_RULES, *OWN_RULES)
+RULES = (*PRODUCT_RULES, *SOLVER_RULES, *OWN_RULES)
 
 
 @pytest.fixture(autouse=True)
