@@ -1,7 +1,8 @@
 """The one home of op or kernel -> family, library and I_lib, each with its reason (docs/families.md).
 
-Tables are in ``family_products``, ``family_solvers`` and ``family_ops``, kernel names in ``family_kernels``; this looks them up
-and holds what users and plugins register.  It never guesses: what no rule knows is ``unknown``, and says what to do.
+Tables are in ``family_products``, ``family_solvers`` and ``family_ops``, kernel names in ``family_kernels``; this room
+looks them up, and holds what users and plugins register.  It never guesses: what no rule knows is ``unknown``, and says
+what to do.
 """
 
 from __future__ import annotations

@@ -291,8 +291,20 @@ def test_outputs_that_cannot_be_compared_have_a_reason() -> None:
     assert checked(integers, torch.ones(1, dtype=torch.int64), None, "none")[1] == (
         "the step returns no floating-point tensor to compare"
     )
-    plain = OutputReference(bench_of(lambda: x + 1)).check("dynamo", lambda: x)
-    assert plain[0] is None and "the step is a plain function" in str(plain[1])
+    narrow = torch.ones(2, 2)
+    stubborn = bench_of(lambda: torch.mm(x, narrow.to(torch.float32)))
+    assert str(OutputReference(stubborn).check("dynamo", lambda: x)[1]).startswith("no float64 reference: ")
+
+
+def test_a_plain_function_is_widened_in_place_and_put_back() -> None:
+    weight = torch.full((2, 2), 1.0)
+    address = weight.data_ptr()
+    found, why = OutputReference(bench_of(lambda: weight / 7)).check("dynamo", lambda: weight * 2 / 7)
+    assert why is None and found is not None
+    # 1/7 rounds differently in float32, so the reference was wider; twice the value is off by as much as the value.
+    assert found.reference_dtype == "float64" and 0.0 < found.eager_error < 1e-7
+    assert found.variant_error == pytest.approx(1.0)
+    assert (weight.dtype, weight.data_ptr()) == (torch.float32, address)
 
 
 def test_infinity_and_nan_survive_as_reasons_not_as_numbers() -> None:

@@ -7,7 +7,6 @@ float32 ones.
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 from collections.abc import Callable
@@ -77,15 +76,18 @@ class OutputReference:
             self._failure, self._reference = "eager's own outputs hold NaN or infinity", None
 
     def _in_reference_dtype(self) -> Any:
-        workload = self._bench.workload
-        if not isinstance(workload.call, torch.nn.Module):
-            raise TypeError("the step is a plain function: its weights cannot be copied at another precision")
-        step = copy.deepcopy((workload.call, workload.args, dict(workload.kwargs), workload.state))
-        for tensor in tensors_of(step):
-            if tensor.is_floating_point():
+        """Run the step with every floating-point tensor it reaches widened in place, then put the tensors back."""
+        bench = self._bench
+        narrow = [tensor for tensor in tensors_of(bench.roots) if tensor.is_floating_point()]
+        originals = [tensor.data for tensor in narrow]
+        try:
+            for tensor in narrow:
                 tensor.data = tensor.data.to(self._dtype)
-        call, args, kwargs, _ = step
-        return call(*args, **kwargs)
+            return bench.workload.run()
+        finally:
+            for tensor, original in zip(narrow, originals, strict=True):
+                tensor.data = original
+            bench.snapshot.restore()
 
 
 def _outputs(output: Any) -> list[torch.Tensor]:
