@@ -122,19 +122,10 @@ def _decompose_cuda(draft: Draft, eager: Recording | None) -> None:
 
 
 def _untraced(draft: Draft, reason: str) -> None:
-    for name in (
-        "t_wait_us",
-        "issue_us",
-        "launch_us",
-        "launches",
-        "graph_launches",
-        "kernels",
-        "memops",
-        "device_active_us",
-        "device_sum_us",
-        "library_calls",
-    ):
-        draft.put(name, None, f"the trace failed: {reason}")
+    """Without a trace only host times are known: every field not set so far stays null with that reason."""
+    for name in Variant.MEASUREMENTS:
+        if draft.fields[name] is None and name not in draft.reasons and name != "breakdown":
+            draft.put(name, None, f"the trace failed: {reason}")
     for name in Breakdown.MEASUREMENTS:
         draft.term(name, None, f"the trace failed: {reason}")
 

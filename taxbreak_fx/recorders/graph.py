@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import msgspec
 import torch
 from torch.utils._pytree import tree_map_only
 
 from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.model import GraphInfo, OutputCheck, StepInfo
-from taxbreak_fx.recorders.bench import WARMUP_PAIRS, Bench, one_line, quiet_gc
-from taxbreak_fx.recorders.in_situ import CLOCKED_STEPS, DRAINED_STEPS, in_situ
+from taxbreak_fx.recorders.bench import WARMUP_PAIRS, Bench, quiet_gc
+from taxbreak_fx.recorders.in_situ import CLOCKED_STEPS, DRAINED_STEPS
 from taxbreak_fx.recorders.outputs import OutputReference
-from taxbreak_fx.recorders.timing import Captured, capture_sites, graph_launch_us
+from taxbreak_fx.recorders.timing import Captured, time_built
 from taxbreak_fx.recorders.tracing import trace_built
-from taxbreak_fx.recording import InSitu, Replay, Timing, Trace
+from taxbreak_fx.recording import Replay, Timing, Trace
 from taxbreak_fx.replay import replay_all, replay_smallest
 from taxbreak_fx.state import tensors_of
 from taxbreak_fx.variant_graph import GraphVariant, graph_tensors
@@ -156,52 +157,9 @@ def time_graph(
     with torch.no_grad():
         for _ in range(built.build_calls):
             bench.step(built)
-        peak = None
-        if bench.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            bench.step(built)
-            peak = torch.cuda.max_memory_allocated()
-    rows = bench.pairs(built)
-    wall, host, base_wall, base_host = (list(column) for column in zip(*rows, strict=True))
-    captured = Captured()
-    clocked: InSitu | None = None
-    drained: InSitu | None = None
-    graph_us: float | None = None
-    failure: str | None = None
-    try:
-        captured = capture_sites(bench, built)
-        if built.graphed:
-            failure = "a CUDA graph is one launch: it has no host time per node"
-            graph_us = graph_launch_us(bench, built)
-        else:
-            clocked = in_situ(bench, built, len(captured.sites), drained=False)
-            if bench.device == "cuda":
-                drained = in_situ(bench, built, len(captured.sites), drained=True)
-    except Exception as error:  # some graphs refuse to be observed; the paired times above stay valid
-        failure = one_line(error)
-    with quiet_gc():
-        replays = _replays(bench, captured)
-    check, check_failure = reference.check(built.name, lambda: bench.step(built))
-    return Timing(
-        variant=built.name,
-        wall_us=wall,
-        host_us=host,
-        base_wall_us=base_wall,
-        base_host_us=base_host,
-        compile_s=compile_s,
-        peak_memory_bytes=peak,
-        sites=captured.sites if clocked is not None or built.graphed else [],
-        in_situ=clocked,
-        drained=drained,
-        in_situ_failure=failure,
-        replays=replays,
-        graph_launch_us=graph_us,
-        output_check=check,
-        output_failure=check_failure,
-        output_floor=reference.floor,
-        graphs=[info],
-        notes=list(dict.fromkeys(built.notes)),
-    )
+    timing = time_built(bench, built.name, built, compile_s, reference, _replays)
+    observed = timing.in_situ is not None or built.graphed
+    return msgspec.structs.replace(timing, graphs=[info], sites=timing.sites if observed else [])
 
 
 def trace_graph(bench: GraphBench, built: GraphVariant) -> Trace:

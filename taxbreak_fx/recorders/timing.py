@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -76,25 +78,31 @@ def time_variant(bench: Bench, name: str, reference: OutputReference) -> Timing:
     Errors of building or running the variant itself pass through: they cost the variant.
     """
     built, compile_s = bench.build(name)
+    if name not in ("eager", "eager-graph") and not built.graphs:
+        built.notes.append("nothing was compiled: Dynamo captured no graph, so the step ran as it is")
     try:
-        return _time_built(bench, name, built, compile_s, reference)
+        return time_built(bench, name, built, None if name == "eager" else compile_s, reference, hot_replays)
     finally:
         built.release()
 
 
-def _time_built(bench: Bench, name: str, built: Built, compile_s: float, reference: OutputReference) -> Timing:
+def time_built(
+    bench: Bench,
+    name: str,
+    built: Built,
+    compile_s: float | None,
+    reference: OutputReference,
+    replay: Callable[[Any, Captured], list[Replay]],
+) -> Timing:
+    """As ``time_variant``, of a variant that is built already; ``replay`` makes the hot replays of what it captured."""
     peak = _peak_memory(bench, built)
     rows = bench.pairs(built)
     wall, host, base_wall, base_host = (list(column) for column in zip(*rows, strict=True))
-    notes = list(built.notes)
-    if name not in ("eager", "eager-graph") and not built.graphs:
-        notes.append("nothing was compiled: Dynamo captured no graph, so the step ran as it is")
     failure: str | None = None
     clocked: InSitu | None = None
     drained: InSitu | None = None
     captured = Captured()
     graph_us: float | None = None
-    replays: list[Replay] = []
     try:
         captured = capture_sites(bench, built)
         if built.graphed:
@@ -106,11 +114,11 @@ def _time_built(bench: Bench, name: str, built: Built, compile_s: float, referen
                 drained = in_situ(bench, built, len(captured.sites), drained=True)
     except MeasurementError as error:
         failure = str(error)
-    except (RuntimeError, TypeError, ValueError) as error:  # the step runs, but not under our observation
+    except Exception as error:  # the step runs, but not under our observation: the pairs above stay valid
         failure = one_line(error)
         bench.snapshot.restore()
     with quiet_gc():
-        replays = hot_replays(bench, captured)
+        replays = replay(bench, captured)
     check, check_failure = reference.check(name, lambda: bench.step(built))
     return Timing(
         variant=name,
@@ -118,7 +126,7 @@ def _time_built(bench: Bench, name: str, built: Built, compile_s: float, referen
         host_us=host,
         base_wall_us=base_wall,
         base_host_us=base_host,
-        compile_s=None if name == "eager" else compile_s,
+        compile_s=compile_s,
         peak_memory_bytes=peak,
         sites=captured.sites,
         in_situ=clocked,
@@ -130,7 +138,7 @@ def _time_built(bench: Bench, name: str, built: Built, compile_s: float, referen
         output_failure=check_failure,
         output_floor=reference.floor,
         graphs=built.graphs,
-        notes=notes,
+        notes=list(dict.fromkeys(built.notes)),
     )
 
 
