@@ -90,6 +90,17 @@ def freeze(args: Any, kwargs: Any, shared: set[int]) -> tuple[Any, Any]:
     return frozen
 
 
+def functional(func: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The overload that allocates its result, for an ``out`` overload of Inductor's; any other op as it is.
+
+    T_dispatch is compared with that of native ops, and those allocate: so must the library op beside them.
+    """
+    default = getattr(func.overloadpacket, "default", None) if func._overloadname == "out" else None
+    if default is None or "out" not in kwargs or len(default._schema.arguments) != len(func._schema.arguments) - 1:
+        return func, kwargs
+    return default, {name: value for name, value in kwargs.items() if name != "out"}
+
+
 class OpRecorder(TorchDispatchMode):
     """Records the ATen ops dispatched under the current site and, given ``calls``, captures each unique one."""
 
@@ -113,8 +124,9 @@ class OpRecorder(TorchDispatchMode):
             key = f"{name}({signature(args, kwargs)})"
             site.leaf_keys.append(key)
             if key not in self._calls:
-                frozen = freeze(args, kwargs, self._shared)
-                self._calls[key] = CapturedCall(key, name, main_dtype(args, kwargs), func, *frozen)
+                replayed, options = functional(func, kwargs)
+                frozen = freeze(args, options, self._shared)
+                self._calls[key] = CapturedCall(key, name, main_dtype(args, kwargs), replayed, *frozen)
         return func(*args, **kwargs)
 
     def begin(self, label: Label) -> None:

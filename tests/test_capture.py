@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 
 from taxbreak_fx.capture import CapturedCall, EagerRecorder, OpRecorder, freeze, main_dtype, record_eager, signature
+from taxbreak_fx.observe import Label
 from taxbreak_fx.state import Snapshot
 
 MODELS = Path(transformers.__file__).parent
@@ -260,3 +261,19 @@ def test_module_paths_survive_an_error_and_hooks_are_removed() -> None:
     (site,) = record_eager(lambda: outer(torch.ones(1)), [outer], set(), inference=True).sites[-1:]
     assert site.label.module_path == "0"
     assert (len(hooks._global_forward_hooks), len(hooks._global_forward_pre_hooks)) == before
+
+
+def test_an_out_overload_is_replayed_as_the_overload_that_allocates() -> None:
+    x, out = torch.ones(2, 2), torch.empty(2, 2)
+    leaves: dict[str, CapturedCall] = {}
+    recorder = OpRecorder(leaves)
+    with torch.no_grad(), recorder:
+        recorder.begin(Label("extern:mm"))
+        torch.ops.aten.mm.out(x, x, out=out)
+        torch.ops.aten.add.out(x, x, alpha=2, out=out)  # has no overload called default
+        recorder.end()
+    mm, add = leaves.values()
+    assert (mm.op, mm.function, mm.kwargs) == ("aten.mm.out", torch.ops.aten.mm.default, {})
+    assert (add.op, add.function, sorted(add.kwargs)) == ("aten.add.out", torch.ops.aten.add.out, ["alpha", "out"])
+    address = out.data_ptr()
+    assert torch.equal(mm(), torch.full((2, 2), 2.0)) and mm().data_ptr() != address
