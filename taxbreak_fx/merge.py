@@ -87,6 +87,7 @@ def merge_traces(traces: Sequence[Trace]) -> Trace:
         library_calls=None if calls is None else _counted(calls),
         library_failure=next((trace.library_failure for trace in traces if trace.library_failure), None),
         replays=_unique(replay for trace in traces for replay in trace.replays),
+        triton_kernels=sorted({name for trace in traces for name in trace.triton_kernels}),
         notes=list(dict.fromkeys(note for trace in traces for note in trace.notes)),
     )
 

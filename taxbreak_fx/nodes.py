@@ -168,6 +168,14 @@ def _site_row(
     )
 
 
+def kernel_kind(activity: Activity, triton_kernels: Sequence[str]) -> Classification:
+    """What a device activity is, by its name, or by the author's Triton kernels where the name says nothing."""
+    found = classify_kernel(activity.name, activity.kind)
+    if found.family == "unknown" and activity.name in triton_kernels:
+        return classify_op(f"triton:{activity.name}", "cuda")
+    return found
+
+
 def _kernel_rows(activities: list[Activity], trace: Trace, t_sys_us: float | None) -> list[_Row]:
     """Rows for what no recorded site issued: kernels of graphs, kernels and copies between calls, graph launches."""
     rows = []
@@ -180,7 +188,7 @@ def _kernel_rows(activities: list[Activity], trace: Trace, t_sys_us: float | Non
         if first and activity.launch is not None:
             seen.add(activity.launch)
         counted = int(first and launch is not None and launch.kind == "kernel")
-        kind = classify_kernel(activity.name, activity.kind)
+        kind = kernel_kind(activity, trace.triton_kernels)
         reasons = {
             "ft_us": "inside a CUDA graph: it has no host time of its own"
             if in_graph

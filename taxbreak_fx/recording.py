@@ -144,6 +144,7 @@ class Trace(Record, frozen=True, kw_only=True):
     """The traced step of a variant: counts, identities and device times; never host times.
 
     ``graph_latency_us``: API entry to first node start of each graph launch of the step on a drained stream.
+    ``triton_kernels``: names of the author's Triton kernels in the process; a device kernel's name alone cannot tell.
     """
 
     variant: str
@@ -152,6 +153,7 @@ class Trace(Record, frozen=True, kw_only=True):
     library_calls: dict[str, int] | None
     library_failure: str | None = None
     replays: list[ReplayTrace] = []
+    triton_kernels: list[str] = []
     notes: list[str] = []
 
 

@@ -299,3 +299,13 @@ def test_a_family_that_launches_nothing() -> None:
 
 def test_the_fixture_times_are_as_long_as_its_sites() -> None:
     assert (len(SITES), len(SITE_US), len(GAP_US), len(LEAVES)) == (3, 3, 2, 2)
+
+
+def test_an_authors_triton_kernel_is_known_by_the_process_that_defines_it() -> None:
+    own = activity("add_kernel", 0.0, 5.0, launch=0)
+    traced = trace(step([own], [launch()]), triton_kernels=["add_kernel"])
+    row = next(row for row in rows_of(eager_timing(sites=[], in_situ=None), traced) if row.op == "add_kernel")
+    assert (row.family, row.library, row.kernels, row.launches) == ("custom-triton", "Triton", 1, 1)
+    nameless = trace(step([own], [launch()]))
+    row = next(row for row in rows_of(eager_timing(sites=[], in_situ=None), nameless) if row.op == "add_kernel")
+    assert row.family == "unknown"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +25,7 @@ from taxbreak_fx.recorders.frame import measure_frame
 from taxbreak_fx.recorders.in_situ import CLOCKED_STEPS, in_situ, observation_cost_us
 from taxbreak_fx.recorders.outputs import NOT_FINITE, OutputReference
 from taxbreak_fx.recorders.timing import time_variant
+from taxbreak_fx.recorders.tracing import triton_kernels
 from taxbreak_fx.recording import HostFacts, Timing
 from taxbreak_fx.stages import Stage
 from taxbreak_fx.workload import Workload
@@ -383,3 +386,26 @@ def test_an_error_that_poisons_the_context_is_fatal(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("taxbreak_fx.pipeline.time_variant", assertion)
     outcome = runner.run(Stage(kind="timing", variant="eager"))
     assert outcome.fatal and outcome.failure is not None and "device-side assert" in outcome.failure
+
+
+def test_triton_kernels_of_loaded_modules_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's classes are stood in for: the kernel, and the autotuner that wraps one."""
+    jit = types.ModuleType("triton.runtime.jit")
+
+    class JITFunction:
+        def __init__(self, name: str) -> None:
+            self.__name__ = name
+
+    class Autotuner:
+        def __init__(self, fn: JITFunction) -> None:
+            self.fn = fn
+
+    Autotuner.__module__ = "triton.runtime.autotuner"
+    jit.JITFunction = JITFunction  # type: ignore[attr-defined]
+    author = types.ModuleType("author")
+    author.plain, author.tuned = JITFunction("plain_kernel"), Autotuner(JITFunction("tuned_kernel"))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton.runtime.jit", jit)
+    monkeypatch.setitem(sys.modules, "author", author)
+    assert {"plain_kernel", "tuned_kernel"} <= set(triton_kernels())
+    monkeypatch.delitem(sys.modules, "triton.runtime.jit")
+    assert triton_kernels() == []

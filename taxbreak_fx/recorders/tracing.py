@@ -9,6 +9,7 @@ import collections
 import contextlib
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -57,8 +58,25 @@ def trace_built(bench: Bench, name: str, built: Built) -> Trace:
         library_calls=calls,
         library_failure=failure,
         replays=replays,
+        triton_kernels=triton_kernels(),
         notes=notes,
     )
+
+
+def triton_kernels() -> list[str]:
+    """Names of the Triton kernels that loaded modules define, wrapped by an autotuner or not; [] without Triton."""
+    jit = sys.modules.get("triton.runtime.jit")
+    if jit is None:
+        return []
+    found: set[str] = set()
+    for module in list(sys.modules.values()):
+        for value in list(getattr(module, "__dict__", {}).values()):
+            # type() and not isinstance(): a lazy object's __class__ may import or warn.
+            while type(value).__module__.startswith("triton.runtime") and not issubclass(type(value), jit.JITFunction):
+                value = getattr(value, "fn", None)  # @triton.autotune and @triton.heuristics wrap the kernel
+            if issubclass(type(value), jit.JITFunction):
+                found.add(str(value.__name__))
+    return sorted(found)
 
 
 def profiled(run: Callable[[], None]) -> list[dict[str, Any]]:
