@@ -72,9 +72,9 @@ def triton_kernels() -> list[str]:
     for module in list(sys.modules.values()):
         for value in list(getattr(module, "__dict__", {}).values()):
             # type() and not isinstance(): a lazy object's __class__ may import or warn.
-            while type(value).__module__.startswith("triton.runtime") and not issubclass(type(value), jit.JITFunction):
+            while str(type(value).__module__).startswith("triton.runtime") and type(value) is not jit.JITFunction:
                 value = getattr(value, "fn", None)  # @triton.autotune and @triton.heuristics wrap the kernel
-            if issubclass(type(value), jit.JITFunction):
+            if type(value) is jit.JITFunction:
                 found.add(str(value.__name__))
     return sorted(found)
 
