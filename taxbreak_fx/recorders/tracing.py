@@ -69,7 +69,9 @@ def triton_kernels() -> list[str]:
     if jit is None:
         return []
     found: set[str] = set()
-    for module in list(sys.modules.values()):
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("triton", "torch"):
+            continue  # their own device functions
         for value in list(getattr(module, "__dict__", {}).values()):
             # type() and not isinstance(): a lazy object's __class__ may import or warn.
             while str(type(value).__module__).startswith("triton.runtime") and type(value) is not jit.JITFunction:
