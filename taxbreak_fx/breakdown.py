@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from taxbreak_fx.breakdown_cpu import decompose_cpu
+from taxbreak_fx.breakdown_cpu import MIN_NATIVE_OPS, decompose_cpu
 from taxbreak_fx.decompose import (
     delta_ft,
     delta_kt,
@@ -28,8 +28,8 @@ from taxbreak_fx.nodes import cuda_nodes, device_sum_us, family_replays
 from taxbreak_fx.recording import InSitu, Recording, Replay, ReplayTrace, Timing, Trace
 
 QUEUE_DEPTH = 1_000  # launches that certainly fit the device's launch queue (about 1,024): fewer cannot block the host
-NOTED_DRIFT = 1.15
-MIN_NATIVE_OPS = 3  # fewer make no median
+UNCOMPILED = ("eager", "eager-graph")
+NOTED_DRIFT = 1.15  # beyond the 12.6 % (CV) by which T_host varied over ten processes of a 2-core CPU
 GRAPH_CT_REASON = "no library call was made: observed by the libraries' own loggers"
 NEGATIVE = "negative_residual: what was subtracted exceeds T_issue by more than its interval"
 
@@ -43,8 +43,11 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
         return Variant.unavailable(recording.variant, status, reason)
     draft = Draft(recording, timing)
     _note_drift(draft, eager)
+    frame = recording.frame
+    if frame is not None and frame.guards_failure is not None and recording.variant not in UNCOMPILED:
+        draft.notes.append(f"guards are not told from the frame around them: {frame.guards_failure}")
     if recording.device == "cpu":
-        decompose_cpu(draft)
+        decompose_cpu(draft, eager)
     else:
         _decompose_cuda(draft, eager)
     return draft.finish()

@@ -56,8 +56,6 @@ LIBRARIES = (
     "unknown",
 )
 
-FULL = frozenset({"float32", "float64", "complex64", "complex128"})
-HALF = frozenset({"bfloat16", "float16"})
 INTEGER = frozenset({"int8", "int16", "int32", "int64", "uint8", "bool"})
 BF16, FP16 = frozenset({"bfloat16"}), frozenset({"float16"})
 FP32, FP64 = frozenset({"float32"}), frozenset({"float64"})

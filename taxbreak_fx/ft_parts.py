@@ -30,7 +30,7 @@ def put_cpu_parts(draft: Draft, ft: float, costs: list[SiteCost]) -> None:
     """Split ΔFT of a variant on the CPU device: what its ops cost to dispatch, and what surrounds them."""
     clock = draft.clock
     assert clock is not None and draft.timing.in_situ is not None
-    draft.parts["dispatch"] = sum(cost.ft_us for cost in costs)
+    draft.parts["dispatch"] = sum(cost.ft_us for cost in costs if cost.ft_us is not None)
     if draft.recording.variant == "eager":
         draft.parts["python"] = ft - draft.parts["dispatch"]
         _close(draft, lambda raw: sum(raw.site_us) + sum(raw.gap_us), wait_us=0.0)

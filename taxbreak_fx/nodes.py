@@ -22,10 +22,13 @@ KernelId = tuple[str, str]
 
 
 class SiteCost(NamedTuple):
-    """What one site costs on the CPU device, in microseconds; ``tier`` says how its dispatch cost was found."""
+    """What one site costs on the CPU device, in microseconds; ``tier`` says how its dispatch cost was found.
 
-    ft_us: float
-    ct_us: float
+    ``ft_us`` and ``ct_us`` are None together where the two cannot be told apart.
+    """
+
+    ft_us: float | None
+    ct_us: float | None
     device_us: float
     tier: str | None
 
@@ -236,9 +239,13 @@ def _kernel_rows(activities: list[Activity], trace: Trace, t_sys_us: float | Non
     return rows
 
 
-def host_only_nodes(timing: Timing, costs: Sequence[SiteCost]) -> list[Node]:
-    """The rows of a variant on the CPU device, where host and device are one thread."""
+def host_only_nodes(timing: Timing, costs: Sequence[SiteCost], undivided: str) -> list[Node]:
+    """The rows of a variant on the CPU device, where host and device are one thread.
+
+    ``undivided`` is why a site's framework and library time may be None.
+    """
     reasons = dict.fromkeys(("launches", "kernels", "kt_us"), "the CPU device launches nothing")
+    reasons |= dict.fromkeys(("ft_us", "ct_us"), undivided)
     rows = [
         _Row(
             site_op(site),

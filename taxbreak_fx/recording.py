@@ -170,7 +170,6 @@ class Frame(Record, frozen=True, kw_only=True):
     frame_us: float
     aot_us: float | None
     aot_failure: str | None = None
-    guard_count: int | None = None
 
 
 class HostFacts(Record, frozen=True, kw_only=True):

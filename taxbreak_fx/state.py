@@ -12,7 +12,7 @@ import dis
 import logging
 import types
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -264,16 +264,6 @@ def _set_rng_state(states: list[torch.Tensor]) -> None:
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state_all(states[1:])
-
-
-def guarded(snapshot: Snapshot, step: Callable[[], Any]) -> Callable[[], Any]:
-    """``step`` run from the remembered state; for passes that are not timed."""
-
-    def run() -> Any:
-        snapshot.restore()
-        return step()
-
-    return run
 
 
 def reachable_modules(roots: Iterable[Any]) -> list[torch.nn.Module]:

@@ -222,7 +222,7 @@ def eager_recording(**fields: Any) -> Recording:
     return msgspec.structs.replace(recording(eager_timing(), eager_trace()), **fields)
 
 
-FRAME = Frame(guards_us=9.0, frame_us=7.0, aot_us=3.0, guard_count=40)
+FRAME = Frame(guards_us=9.0, frame_us=7.0, aot_us=3.0)
 
 
 def parts_of(variant: Variant) -> Breakdown:

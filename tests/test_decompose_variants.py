@@ -33,6 +33,7 @@ from fake_recording import (
 )
 
 from taxbreak_fx.breakdown import GRAPH_CT_REASON, decompose
+from taxbreak_fx.breakdown_cpu import NO_BASE
 from taxbreak_fx.recording import Frame, Recording, Replay, Timing, Trace
 
 # --- compiled and graphed variants ----------------------------------------------------------------------------------
@@ -268,3 +269,38 @@ def test_cpu_device_time_below_zero_keeps_its_sign_and_has_no_hdbi() -> None:
     variant = decompose(on_cpu([smallest(ADDMM, 90.0), smallest(ADD, 40.0)]), None)
     assert variant.device_active_us == -80.0
     assert parts_of(variant).unmeasured["hdbi"] == "negative_residual: device time is below zero"
+
+
+def test_cpu_library_calls_alone_take_eagers_native_median_at_this_hosts_speed() -> None:
+    # Eager's T_host is 100; its own pairs beside this variant took 150: the native median 6 stands for 9.
+    eager = on_cpu([smallest(ADDMM, 9.0), smallest(ADD, 6.0)])
+    sites = [site("extern:addmm", ADDMM, graph=1)]
+    slow = {"in_situ": clock([40.0], [], host_us=100.0), "base_host_us": [150.0] * 10, "sites": sites}
+    variant = decompose(on_cpu([smallest(ADDMM, 14.0)], "inductor", **slow), eager)
+    assert parts_of(variant).ct_us == 14.0 - 9.0
+    assert variant.device_active_us == 40.0 - 14.0
+
+
+def test_cpu_library_time_without_any_native_op_is_null_and_not_zero() -> None:
+    sites = [site("extern:addmm", ADDMM, graph=1), site("cpp:cpp_fused_add_0", graph=1)]
+    alone = on_cpu([smallest(ADDMM, 14.0)], "inductor", sites=sites, in_situ=clock([40.0, 5.0], [1.0], host_us=100.0))
+    for eager in (None, on_cpu([smallest(ADDMM, 9.0)])):
+        variant = decompose(alone, eager)
+        parts = parts_of(variant)
+        assert {name: parts.unmeasured[name] for name in ("ct_us", "ft_us", "closure_error")} == dict.fromkeys(
+            ("ct_us", "ft_us", "closure_error"), NO_BASE
+        )
+        # What lies outside the device is known all the same: 100 − (40 − 14) − 5
+        assert (variant.device_active_us, parts.orchestration_us, parts.hdbi) == (31.0, 69.0, 0.31)
+        rows = {node.op: node for node in variant.nodes}
+        assert (rows["extern:addmm"].ct_us, rows["extern:addmm"].unmeasured["ct_us"]) == (None, NO_BASE)
+        assert (rows["cpp:cpp_fused_add_0"].ft_us, rows["cpp:cpp_fused_add_0"].ct_us) == (0.0, 0.0)
+
+
+def test_guards_that_could_not_be_told_apart_say_why() -> None:
+    unskippable = Frame(
+        guards_us=None, guards_failure="RuntimeError: Recompilation triggered", frame_us=16.0, aot_us=3.0
+    )
+    found = decompose(compiled("dynamo", frame=unskippable), eager_recording())
+    assert parts_of(found).ft_parts["guards_and_frame"] == 16.0 and "guards" not in parts_of(found).ft_parts
+    assert any("Recompilation triggered" in note for note in found.notes)

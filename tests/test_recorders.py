@@ -247,7 +247,7 @@ def test_the_cost_of_observing_a_site_is_microseconds(mechanism: str) -> None:
 def test_the_frame_of_a_compiled_graph() -> None:
     module, x = Toy(), torch.ones(2, 8)
     frame = measure_frame(bench_of(module, x))
-    assert frame.guards_us is not None and frame.guard_count is not None and frame.guard_count > 0
+    assert frame.guards_us is not None and frame.guards_failure is None
     assert frame.frame_us > 0
     assert frame.aot_us is not None and frame.aot_failure is None
     assert float(module.count) == 0.0

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from taxbreak_fx.errors import CaptureError
-from taxbreak_fx.state import COPIED_BYTES, Snapshot, guarded, reachable_modules, tensors_of
+from taxbreak_fx.state import COPIED_BYTES, Snapshot, reachable_modules, tensors_of
 
 GLOBAL_TENSOR = torch.zeros(2)
 GLOBAL_LIST: list[int] = []
@@ -29,6 +29,16 @@ def settled(step: Callable[..., Any], *args: Any, roots: tuple[Any, ...] = ()) -
     snapshot.settle()
     snapshot.restore()
     return snapshot
+
+
+def guarded(snapshot: Snapshot, step: Callable[[], Any]) -> Callable[[], Any]:
+    """``step`` from the remembered state."""
+
+    def run() -> Any:
+        snapshot.restore()
+        return step()
+
+    return run
 
 
 def outputs(snapshot: Snapshot, step: Callable[[], Any], times: int) -> list[Any]:

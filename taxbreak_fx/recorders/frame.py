@@ -123,12 +123,6 @@ def measure_frame(bench: Bench) -> Frame:
         guards_us=statistics.median(full - without for full, without in skipped) if failure is None else None,
         guards_failure=failure,
         frame_us=statistics.median(without for _, without in skipped) if failure is None else plain,
-        aot_us=None if null.aot_failure else statistics.median(row[2] for row in rows) - plain,
+        aot_us=None if null.aot_failure else statistics.median(wrapped - full for full, _, wrapped in rows),
         aot_failure=null.aot_failure,
-        guard_count=_guard_count(),
     )
-
-
-def _guard_count() -> int | None:
-    metrics = [m for m in torch._dynamo.utils.get_compilation_metrics() if getattr(m, "guard_count", None)]
-    return metrics[-1].guard_count if metrics else None
