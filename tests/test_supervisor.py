@@ -314,8 +314,15 @@ def test_ctrl_c_in_the_command_line_saves_the_review(factory: str, tmp_path: Pat
     out = tmp_path / "out"
     command = [sys.executable, "-m", "taxbreak_fx", "review", "gpt2-tiny", "--seq-len", "8", "--dtype", "float32"]
     command += ["--device", "cpu", "--variants", "dynamo,inductor", "--budget", "30", "--out", str(out), "--quiet"]
+    # A shell starts background jobs with SIGINT ignored, and Python keeps that: give the command a terminal's default.
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60.0
