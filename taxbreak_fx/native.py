@@ -1,0 +1,67 @@
+"""Small C sources of this package, built on first use with the system's compiler and cached by what they say."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from taxbreak_fx.errors import MeasurementError
+
+SOURCES = Path(__file__).parent / "csrc"
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-O2", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-Wall", "-Wextra")
+_BUILD_TIMEOUT_S = 60.0
+
+
+def load(name: str) -> ctypes.CDLL:
+    """The shared library of ``csrc/NAME.c``, built if no earlier run built the same text with the same flags.
+
+    Raises ``MeasurementError`` when there is no compiler or it refuses the source.
+    """
+    source = SOURCES / f"{name}.c"
+    digest = hashlib.sha256(source.read_bytes() + " ".join((*FLAGS, platform.machine())).encode()).hexdigest()[:16]
+    target = _cache() / f"{name}-{digest}.so"
+    if not target.exists():
+        _build(source, target)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise MeasurementError(f"{target} cannot be loaded ({error}); delete it and run again") from error
+
+
+def _build(source: Path, target: Path) -> None:
+    compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
+    if compiler is None:
+        raise MeasurementError(f"no C compiler ({', '.join(COMPILERS)}) to build {source.name}; install one")
+    # Built beside its place and moved there: two processes may build at once, and neither may load half a file.
+    partial = target.with_suffix(f".{os.getpid()}")
+    command = [compiler, *FLAGS, "-o", str(partial), str(source), "-ldl"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MeasurementError(f"{compiler} did not build {source.name}: {error}") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines()
+        raise MeasurementError(f"{compiler} refused {source.name}: {lines[0] if lines else 'no message'}")
+    partial.replace(target)
+
+
+def _cache() -> Path:
+    """A folder of this user's alone: libraries are loaded from it."""
+    for folder in (
+        Path.home() / ".cache" / "taxbreak_fx",
+        Path(tempfile.gettempdir()) / f"taxbreak_fx-{os.getuid()}",
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    raise MeasurementError("no folder to build in: neither ~/.cache/taxbreak_fx nor the temporary directory is ours")
