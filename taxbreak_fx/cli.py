@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from taxbreak_fx import __version__, schema
-from taxbreak_fx.errors import EXIT_INTERRUPTED, EXIT_OK, CaptureError, OutputError, TaxbreakError, UsageError
+from taxbreak_fx.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    CaptureError,
+    MeasurementError,
+    MismatchError,
+    OutputError,
+    TaxbreakError,
+    UsageError,
+)
 from taxbreak_fx.model import Review
 from taxbreak_fx.report.format import plain
 from taxbreak_fx.request import DEFAULT_TIMEOUT_S, ReviewRequest, check_variants
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
 # The note by which the supervisor marks a review that Ctrl-C cut short.
 INTERRUPTED_NOTE = "interrupted by the user"
 REVIEW_FILE, MARKDOWN_FILE, HTML_FILE = "review.json", "report.md", "report.html"
+PROBES = "probes"  # the model name by which verify runs its own small steps
 MIN_WIDTH, DEFAULT_WIDTH, MAX_WIDTH = 80, 100, 160
 
 # typer does not export this class, and whether it lives in click or in typer depends on typer's release.
@@ -96,18 +106,27 @@ def _root(
     """Where the host time of a PyTorch step goes, and what each way of compiling it removes."""
 
 
+_MODEL_HELP = "Registry name, local directory, hub id or file.py:factory."
+Phase = Annotated[Literal["prefill", "decode"], typer.Option(help="Which step.")]
+Batch = Annotated[int, typer.Option(help="Sequences per step.")]
+SeqLen = Annotated[int, typer.Option(help="Prompt length, or the position of the decode step.")]
+Dtype = Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")]
+Cache = Annotated[Literal["static", "dynamic"], typer.Option(help="KV cache of a decode step.")]
+Implementation = Annotated[str | None, typer.Option(help="As transformers names it.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that the hub model brings.")]
+Seed = Annotated[int, typer.Option(help="Of random weights and inputs.")]
+
+
 @app.command()
 def review(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Registry name, local directory, hub id or file.py:factory.")
-    ],
-    phase: Annotated[Literal["prefill", "decode"], typer.Option(help="Which step.")] = "decode",
-    batch: Annotated[int, typer.Option(help="Sequences per step.")] = 1,
-    seq_len: Annotated[int, typer.Option(help="Prompt length, or the position of the decode step.")] = 512,
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
-    cache: Annotated[Literal["static", "dynamic"], typer.Option(help="KV cache of a decode step.")] = "static",
-    attn_implementation: Annotated[str | None, typer.Option(help="As transformers names it.")] = None,
-    experts_implementation: Annotated[str | None, typer.Option(help="As transformers names it (MoE).")] = None,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)],
+    phase: Phase = "decode",
+    batch: Batch = 1,
+    seq_len: SeqLen = 512,
+    dtype: Dtype = "bfloat16",
+    cache: Cache = "static",
+    attn_implementation: Implementation = None,
+    experts_implementation: Implementation = None,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="auto: cuda where there is one.")] = "auto",
     variants: Annotated[
         list[str] | None,
@@ -116,10 +135,8 @@ def review(
     timeout: Annotated[float, typer.Option(help="Seconds for one stage of one variant.")] = DEFAULT_TIMEOUT_S,
     budget: Annotated[float, typer.Option(help="Seconds of timed pairs per variant.")] = 6.0,
     weights: Annotated[bool, typer.Option("--weights", help="Load weights; default: random ones.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that the hub model brings.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of random weights and inputs.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+    seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the result; default: taxbreak-out/MODEL-PHASE-bBATCH-sSEQ.")
     ] = None,
@@ -127,16 +144,10 @@ def review(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> int:
     """Measure a model's step in every variant, and say what each variant removes."""
-    for name, value in (("--batch", batch), ("--seq-len", seq_len)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}")
     for name, seconds in (("--timeout", timeout), ("--budget", budget)):
         if not (math.isfinite(seconds) and seconds > 0):
             raise UsageError(f"{name} must be a positive number of seconds, got {seconds:g}")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed must be in 0 … 2**63 - 1, got {seed}")
-    if not model.strip():
-        raise UsageError("MODEL is empty; `taxbreak models` lists the names")
+    _check_step(model, batch, seq_len, seed)
     request = ReviewRequest(
         model=model,
         phase=phase,
@@ -162,6 +173,17 @@ def review(
     with _progress(quiet or not sys.stderr.isatty()) as on_event:
         result = supervise(request, folder, on_event)
     return _deliver(result, folder, json, quiet)
+
+
+def _check_step(model: str, batch: int, seq_len: int, seed: int) -> None:
+    """Refuse, before anything is loaded, what no model's step can be."""
+    for name, value in (("--batch", batch), ("--seq-len", seq_len)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed must be in 0 … 2**63 - 1, got {seed}")
+    if not model.strip():
+        raise UsageError("MODEL is empty; `taxbreak models` lists the names")
 
 
 def _variant_names(given: list[str] | None, device: str) -> tuple[str, ...]:
@@ -237,6 +259,57 @@ def _deliver(result: Review, folder: Path, json: bool, quiet: bool) -> int:
         return _complain(f"eager {state}; there is nothing to compare with (see {where})", CaptureError.exit_code)
     if not quiet:
         print(f"taxbreak: wrote {plain(str(where))}, {MARKDOWN_FILE}, {HTML_FILE}", file=sys.stderr)
+    return EXIT_OK
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL_HELP} {PROBES}: taxbreak's own small steps.")],
+    phase: Phase = "decode",
+    batch: Batch = 1,
+    seq_len: SeqLen = 512,
+    dtype: Dtype = "bfloat16",
+    cache: Cache = "static",
+    attn_implementation: Implementation = None,
+    experts_implementation: Implementation = None,
+    trust_remote_code: TrustRemoteCode = False,
+    seed: Seed = 0,
+    mislabel: Annotated[
+        str | None, typer.Option(metavar="OP", help="Predict a wrong library for this op on purpose; verify must fail.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
+) -> int:
+    """Compare the library predicted for each op of one eager step with the library calls observed on the GPU."""
+    _check_step(model, batch, seq_len, seed)
+    from taxbreak_fx.models import load
+    from taxbreak_fx.verify import require_cuda, verify_steps, verify_workload
+    from taxbreak_fx.verify_probes import probe_steps
+    from taxbreak_fx.verify_text import verification_json, verification_text
+
+    device = require_cuda()
+    if model == PROBES:
+        found = verify_steps(PROBES, probe_steps(device), mislabel)
+    else:
+        request = ReviewRequest(
+            model=model,
+            phase=phase,
+            batch=batch,
+            seq_len=seq_len,
+            dtype=dtype,
+            cache=cache,
+            attn_implementation=attn_implementation,
+            experts_implementation=experts_implementation,
+            device="cuda",
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+        )
+        found = verify_workload(load(request, device), mislabel)
+    sys.stdout.write(verification_json(found) if json else verification_text(found))
+    if not found.control.found:
+        raise MeasurementError(f"{found.control.op} with a wrong library was no mismatch: verify proves nothing here")
+    if found.mismatches:
+        ops = ", ".join(dict.fromkeys(check.op for check in found.mismatches))
+        raise MismatchError(f"predicted and observed libraries disagree on {ops}; mend the rule, or register the op")
     return EXIT_OK
 
 

@@ -49,3 +49,9 @@ class OutputError(TaxbreakError):
     """A result that cannot be written where it was asked for."""
 
     exit_code = 7
+
+
+class MismatchError(TaxbreakError):
+    """The registry predicted another library than the one that was called."""
+
+    exit_code = 8

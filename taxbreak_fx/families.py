@@ -1,8 +1,8 @@
 """The one home of op or kernel -> family, library and I_lib, each with its reason (docs/families.md).
 
-Tables are in ``family_products``, ``family_solvers`` and ``family_ops``, kernel names in ``family_kernels``; this room
-looks them up, and holds what users and plugins register.  It never guesses: what no rule knows is ``unknown``, and says
-what to do.
+Tables are in ``family_products``, ``family_solvers`` and ``family_ops``, what they ask of a call's inputs in
+``family_conditions``, kernel names in ``family_kernels``; this room looks them up, and holds what users and plugins
+register.  It never guesses: what no rule knows is ``unknown``, and says what to do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Literal
 
 from taxbreak_fx.errors import TaxbreakError, UsageError
+from taxbreak_fx.family_inputs import parse_inputs
 from taxbreak_fx.family_kernels import KINDS, kernel_identity, match_kernel, match_transfer
 from taxbreak_fx.family_ops import OWN_RULES
 from taxbreak_fx.family_products import PRODUCT_RULES
@@ -55,14 +56,17 @@ _DTYPE_NAMES = {
 
 
 def _build_table(rules: Iterable[OpRule]) -> OpTable:
-    """Index ``rules`` by op and device.  Raises ``ValueError`` when two rules claim the same op, device and dtype."""
+    """Index ``rules`` by op and device, in their order.
+
+    Raises ``ValueError`` when two rules claim the same op, device and dtype on the same condition.
+    """
     table: OpTable = {}
     for rule in rules:
         for op in rule.ops.split():
             name = op if "." in op else f"aten.{op}"
             for device in DEVICES if rule.device == "any" else (rule.device,):
                 known = table.setdefault((name, device), [])
-                for other in known:
+                for other in (other for other in known if other.when == rule.when):
                     if rule.dtypes == other.dtypes or (rule.dtypes and other.dtypes and rule.dtypes & other.dtypes):
                         raise ValueError(f"{name} on {device} is claimed by rules {other.code} and {rule.code}")
                 known.append(rule)
@@ -108,21 +112,35 @@ def _dtype_name(dtype: str | None) -> str | None:
     return _DTYPE_NAMES.get(name, name)
 
 
-def _known(op: str, device: str, dtype: str | None) -> Classification | None:
+def _known(op: str, device: str, dtype: str | None, inputs: str | None = None) -> Classification | None:
     for name in _spellings(_op_name(op)):
         registered = _registered_ops.get((name, device))
         if registered is not None:
             return registered
-        rules = _TABLE.get((name, device), [])
-        for rule in (*(r for r in rules if r.dtypes and dtype in r.dtypes), *(r for r in rules if r.dtypes is None)):
-            return Classification(
-                family=rule.family,
-                library=rule.library,
-                i_lib=rule.library in VENDOR_LIBRARIES,
-                code=rule.code,
-                reason=rule.reason,
-            )
+        rules = _TABLE.get((name, device))
+        if rules:
+            return _decide(rules, dtype, inputs)
     return None
+
+
+def _decide(rules: list[OpRule], dtype: str | None, inputs: str | None) -> Classification:
+    """What the rule that fits best says: one on the inputs, else one on the dtype, else the general one."""
+    conditional = [rule for rule in rules if rule.when and (rule.dtypes is None or dtype in rule.dtypes)]
+    call = parse_inputs(inputs) if conditional and inputs is not None else None
+    plain = sorted((rule for rule in rules if not rule.when), key=lambda rule: rule.dtypes is None)
+    fitting = (rule for rule in plain if rule.dtypes is None or dtype in rule.dtypes)
+    rule = next((rule for rule in conditional if call and rule.when and rule.when.holds(call)), None) or next(fitting)
+    reason = rule.reason
+    if conditional and call is None:
+        others = ", ".join(f"{other.library} where {other.when.text}" for other in conditional if other.when)
+        reason += f"; not told without the call's inputs: {others}"
+    return Classification(
+        family=rule.family,
+        library=rule.library,
+        i_lib=rule.library in VENDOR_LIBRARIES,
+        code=rule.code,
+        reason=reason,
+    )
 
 
 def _unknown(what: str, name: str, on: str) -> Classification:
@@ -146,13 +164,15 @@ def _fused_cpp(name: str) -> Classification:
     )
 
 
-def classify_op(op: str, device: str, *, dtype: str | None = None) -> Classification:
+def classify_op(op: str, device: str, *, dtype: str | None = None, inputs: str | None = None) -> Classification:
     """What ``op`` is on ``device`` (``cuda`` or ``cpu``) and who does its work; ``unknown`` when no rule knows it.
 
     ``op`` is an ATen or custom op in any spelling (``aten.addmm.default``, ``aten::add_``, ``linear``), ``extern:mm``
     (an extern kernel of Inductor), ``triton:NAME`` or ``cpp:NAME`` (a generated kernel).  ``dtype`` (``bfloat16``,
     ``torch.float32``) refines the library where it depends on it; without it the answer is for bf16 on CUDA and fp32
-    on the CPU.  Raises ``UsageError`` for another device, ``TaxbreakError`` when a plugin fails to load.
+    on the CPU.  ``inputs`` is the text of the call's inputs as in a leaf's key (``family_inputs``); where the library
+    depends on them and they are not known, the reason says what could not be told.  Raises ``UsageError`` for another
+    device, ``TaxbreakError`` when a plugin fails to load.
     """
     _load_plugins()
     device = _device_type(device)
@@ -170,7 +190,7 @@ def classify_op(op: str, device: str, *, dtype: str | None = None) -> Classifica
         )
     if op.startswith("cpp:"):
         return _fused_cpp(op.removeprefix("cpp:"))
-    return _known(op, device, _dtype_name(dtype)) or _unknown("op", _op_name(op), "op")
+    return _known(op, device, _dtype_name(dtype), inputs) or _unknown("op", _op_name(op), "op")
 
 
 def classify_kernel(name: str, kind: str = "kernel") -> Classification:

@@ -5,49 +5,27 @@ What a rule may look at, and why, is told in ``family_kernels``.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
-from taxbreak_fx.family_types import VENDOR_LIBRARIES
-from taxbreak_fx.model import Classification
-
-
-@dataclass(frozen=True)
-class KernelRule:
-    """Kernels whose head matches ``head`` and, if given, whose whole identity matches ``inside``."""
-
-    code: str
-    head: str
-    family: str
-    library: str
-    reason: str
-    inside: str = ""
-
-    def matches(self, head: str, identity: str) -> bool:
-        """Whether both patterns are found (``re.search``)."""
-        return bool(re.search(self.head, head) and re.search(self.inside, identity))
-
-    def classification(self) -> Classification:
-        """The answer this rule gives."""
-        i_lib = self.library in VENDOR_LIBRARIES
-        return Classification(family=self.family, library=self.library, i_lib=i_lib, code=self.code, reason=self.reason)
-
+from taxbreak_fx.family_kernels_aten import ATEN_KERNEL_RULES
+from taxbreak_fx.family_types import KernelRule
 
 _CPP = r"[<(]"
 _TEMPLATE = r"<"
-# Spelt out: index_elementwise_kernel and _scatter_gather_elementwise_kernel are index kernels.
-_ELEMENTWISE = (
-    r"^(at::native::(\w+::)*)?(vectorized_|unrolled_|vectorized_templated_|legacy_)?elementwise_kernel"
-    r"(_with_index|_manual_unroll|_for_multi_outputs)?$"
-)
-_FOREACH = r"^at::native::(\w+::)*multi_tensor_apply_kernel$"
-# some of ATen's kernels live in an anonymous namespace outside at::native
-_IN_ATEN = r"at::native|\(anonymous namespace\)::"
 _CONVOLUTION = r"xmma_(fprop|dgrad|wgrad)|implicit_gemm|implicit_convolve|explicit_convolve|cutlass__\w+_cudnn|winograd"
 _CUBLAS = (
-    r"^(gemv\w*|(internal::)?gemvx::\w+|gemmk1_kernel|gemm_kernel[12]x\d\w*|gemmSN_\w+|gemmBatched\w*|splitKreduce_kernel|"
-    r"dot_kernel|reduce_1Block_kernel|scal_kernel\w*|axpy_kernel\w*|nrm2_kernel|asum_kernel|ger_kernel\w*|"
-    r"(batched_)?trsm_\w+|trsv_\w+|syrk_\w+)$"
+    r"^(gemv\w*|(internal::)?gemvx::\w+|gemmk1_kernel|gemm_kernel[12]x\d\w*|gemmSN_\w+|gemmBatched\w*|gemmcn_\w+|"
+    r"[sdch]gemm_\w+|splitKreduce_kernel|dot_kernel|reduce_1Block_kernel|scal_kernel\w*|axpy_kernel\w*|nrm2_kernel|"
+    r"asum_kernel|ger_kernel\w*|(batch_|batched_|kernel_)?trsm_\w+|trsv_\w+|trmv_\w+|syrk_\w+)$"
+)
+# Its factorizations work on an array of pointers to const: float* const*.
+_CUBLAS_BATCHED = r"^(getrf|getri|getrs|geqr2|geqrSolve|laswp)\w*$"
+_CUSOLVER = (
+    r"^(cusolver\w*|getrf\w*|getf2\w*|getrs\w*|potrf\w*|potf2\w*|potrs\w*|geqrf\w*|geqr2\w*|orgqr\w*|ormqr\w*|"
+    r"ormtr\w*|orm2r\w*|syevb?j?\w*|sytrd\w*|sytd2\w*|gesvd\w*|gebrd\w*|gebal\w*|laswp\w*|larf\w*|lansy\w*|"
+    r"stedc\w*|steqr\w*|lacpy_kernel|lascl_kernel|(batched_)?svd_\w+|(xxtrf4?|xx|potrf)_(re)?set_info\w*|"
+    r"(copy|set)_info_kernel|adjust_pivot_kernel|ipiv_\w+|create_pivot\w*|batch_(FnrmA|eye|symmetrize)_\w+|"
+    r"offA_stage\d|colperm_kernel|(column|row)_rotate_batch\w*|pegasus\w+|cuds_\w+|scale_max|find_nan_kernel|"
+    r"shift_right_kernel|blocksize_decision_kernel|unblocked_\w+_kernel|kernel::\w+|bound_blocks_T|reduce_scaling|"
+    r"batch_small_\w+|restore_quasitriangular_matrix|scale_consistently)(::|$)"
 )
 
 # First match wins.  Prefixed namespaces come before loose words.
@@ -206,13 +184,29 @@ KERNEL_RULES: tuple[KernelRule, ...] = (
     ),
     KernelRule(
         "cusparse",
-        r"^cusparse::|^(csr|coo|bsr)\w*_kernel$",
+        r"^cusparse::|^((csr|coo|bsr)\w*|convert_CooToCsr)_kernel$",
         "gemm",
         "cuSPARSE",
         "cuSPARSE's namespace, or a kernel named after a sparse format",
         _CPP,
     ),
-    # ---- cuBLAS
+    # ---- MAGMA and cuBLAS
+    KernelRule(
+        "magma",
+        r"^\w+$",
+        "linalg",
+        "MAGMA",
+        "MAGMA, compiled into torch: its types are among the kernel's parameters",
+        r"\bmagma_\w+_t\b",
+    ),
+    KernelRule(
+        "cublas.batched",
+        _CUBLAS_BATCHED,
+        "linalg",
+        "cuBLAS",
+        "a batched factorization or solve of cuBLAS: it takes an array of pointers, cuSOLVER's take one matrix",
+        r"\*const\*",
+    ),
     KernelRule(
         "cublas.nvjet",
         r"^nvjet_",
@@ -271,154 +265,11 @@ KERNEL_RULES: tuple[KernelRule, ...] = (
         "a CUTLASS gemm template that torch compiles in (fp8 rowwise, 2:4 sparse)",
         r"[gG]emm",
     ),
-    # ---- ATen
-    KernelRule(
-        "aten.copy",
-        _ELEMENTWISE,
-        "copy",
-        "ATen",
-        "ATen's elementwise template with a copy or cast functor",
-        r"direct_copy_kernel_cuda|float\w*_copy_kernel_cuda",
-    ),
-    KernelRule("aten.copy_foreach", _FOREACH, "copy", "ATen", "ATen's foreach template with a copy functor", r"Copy<"),
-    KernelRule(
-        "aten.elementwise",
-        rf"{_ELEMENTWISE}|{_FOREACH}",
-        "elementwise",
-        "ATen",
-        "ATen's elementwise template; its functor is in the arguments",
-        _IN_ATEN,
-    ),
-    KernelRule(
-        "aten.cat",
-        r"^at::native::.*(CatArrayBatchedCopy|chunk_cat|split_with_sizes_copy|roll_cuda|"
-        r"reflection_pad|replication_pad|flip|im2col|col2im|pixel_shuffle)",
-        "copy",
-        "ATen",
-        "ATen's kernel that moves blocks unchanged",
-    ),
-    KernelRule(
-        "aten.random",
-        r"^at::native::.*(distribution_|dropout|randperm|[mM]ultinomial|philox|uniform|poisson)",
-        "random",
-        "ATen",
-        "ATen's random-number kernel",
-    ),
-    KernelRule(
-        "aten.norm",
-        r"^at::native::.*([lL]ayer_?[nN]orm|RowwiseMoments|[bB]atch_?[nN]orm|[gG]roup_?[nN]orm|"
-        r"rms_?norm|ComputeFusedParams|GammaBeta|ComputeInternalGradients)",
-        "normalization",
-        "ATen",
-        "ATen's normalization kernel",
-    ),
-    KernelRule(
-        "aten.softmax",
-        r"^(at::native::.*)?(cunn_\w*[sS]oft[mM]ax|softmax_warp|masked_softmax)",
-        "softmax",
-        "ATen",
-        "ATen's softmax kernel",
-        _IN_ATEN,
-    ),
-    KernelRule(
-        "aten.sort_scan",
-        r"^at::native::.*([sS]ort|topk::|[tT]opK|tensor_kernel_scan|_scan|gatherMedian|"
-        r"gatherKth|computeMode|fill_reverse_indices|fill_index_and_segment|compute_mode)",
-        "sort/scan",
-        "ATen",
-        "ATen's sort, top-k or scan kernel",
-    ),
-    KernelRule(
-        "aten.index",
-        r"^at::native::.*(index|gather|scatter|[eE]mbedding|masked_select|compute_cuda_kernel|"
-        r"compute_grad_weight|krn_partial|upsample|grid_sampler|searchsorted|bucketize)",
-        "index",
-        "ATen",
-        "ATen's indexing, gather, scatter or interpolation kernel",
-    ),
-    KernelRule(
-        "aten.nonzero",
-        r"^at::native::.*(write_indices|flag_kernel)",
-        "sort/scan",
-        "ATen",
-        "the last step of ATen's nonzero",
-    ),
-    KernelRule("aten.attention", r"^at::native::.*rescale_qkv", "attention", "ATen", "ATen's own attention helper"),
-    KernelRule(
-        "aten.conv",
-        r"^at::native::.*(conv_depthwise|convolution|vol2col)",
-        "convolution",
-        "ATen",
-        "ATen's own depthwise or unfolding convolution",
-    ),
-    KernelRule(
-        "aten.packed_mm",
-        r"^at::native::.*(tinygemm|int4|int8|mixed_mm|gemm)",
-        "gemm",
-        "ATen",
-        "ATen's own low-bit gemm",
-    ),
-    KernelRule("aten.rnn", r"^at::native::.*(lstm_cell|gru_cell)", "recurrent", "ATen", "ATen's fused recurrent cell"),
-    KernelRule(
-        "aten.reduce",
-        r"^at::(native|cuda)::.*(reduce_kernel|kernelHistogram|pool|_loss|cdist|pdist|segment_reduce|"
-        r"ctc_)",
-        "reduction",
-        "ATen",
-        "ATen's reduction kernel",
-    ),
-    KernelRule(
-        "aten.fill",
-        r"^at::native::.*(triu_tril|triu|tril|eye|fill_diagonal|linspace|arange|_assert_async|"
-        r"amp_)",
-        "elementwise",
-        "ATen",
-        "ATen's kernel that computes each output element on its own",
-    ),
-    KernelRule(
-        "aten.other",
-        r"^at::(native|cuda)::",
-        "unknown",
-        "ATen",
-        "ATen's namespace, but no rule knows what it computes; add one with register_family(..., on='kernel')",
-    ),
-    # ---- CUB and Thrust, as ATen wraps them
-    KernelRule(
-        "cub.reduce",
-        r"(cub|thrust)::.*(DeviceReduce|DeviceSegmentedReduce|Reduce\w*Kernel|Histogram)",
-        "reduction",
-        "ATen",
-        "a CUB reduction inside ATen",
-    ),
-    KernelRule(
-        "cub.sort_scan",
-        r"(cub|thrust)::.*(Scan|RadixSort|MergeSort|SegmentedSort|Select|Compact|Partition|"
-        r"UniqueByKey|RunLength|Upsweep|Onesweep)",
-        "sort/scan",
-        "ATen",
-        "a CUB sort, scan or select inside ATen",
-    ),
-    KernelRule(
-        "thrust.sort_scan",
-        r"^thrust::",
-        "sort/scan",
-        "ATen",
-        "a Thrust sort, scan or unique inside ATen",
-        r"__(merge_sort|radix_sort|scan|copy_if|unique|set_operations|partition)",
-    ),
-    KernelRule("thrust.reduce", r"^thrust::", "reduction", "ATen", "a Thrust reduction inside ATen", r"__reduce"),
-    KernelRule(
-        "thrust.transform",
-        r"(thrust|cub)::",
-        "elementwise",
-        "ATen",
-        "a Thrust transform or fill inside ATen",
-        r"parallel_for|for_each|transform|uninitialized_fill",
-    ),
+    *ATEN_KERNEL_RULES,
     # ---- fft and linear algebra: short plain names, so last
     KernelRule(
         "cufft",
-        r"^(regular_fft|vector_fft|composite_\d?way_fft|multi_bluestein_fft|bluestein_\w+|"
+        r"^((regular|vector|prime|composite_\d?way|multi_bluestein)_fft(_\w+)?|bluestein_\w+|"
         r"[sdh]pRadix\w+(::\w+)?|cufft\w*(::\w+)?)$",
         "fft",
         "cuFFT",
@@ -426,13 +277,27 @@ KERNEL_RULES: tuple[KernelRule, ...] = (
         _CPP,
     ),
     KernelRule(
+        "cufft.real",
+        r"^(pre|post)process_kernel$",
+        "fft",
+        "cuFFT",
+        "cuFFT's step between real and complex data; its parameters say so",
+        r"real_complex_args_t",
+    ),
+    KernelRule(
         "cusolver",
-        r"^(cusolver\w*|getrf\w*|getf2\w*|getrs\w*|potrf\w*|potf2\w*|potrs\w*|geqrf\w*|geqr2\w*|"
-        r"orgqr\w*|ormqr\w*|ormtr\w*|orm2r\w*|syevj?\w*|sytrd\w*|sytd2\w*|gesvd\w*|gebrd\w*|laswp\w*|larf\w*|"
-        r"lansy\w*|stedc\w*)(::|$)",
+        _CUSOLVER,
         "linalg",
         "cuSOLVER",
-        "LAPACK's routine names: cuSOLVER",
+        "LAPACK's routine names and cuSOLVER's helpers, as observed around them on an H200 (CUDA 13.0)",
         _CPP,
+    ),
+    KernelRule(
+        "cusolver.template",
+        r"^(kernel|epilogue)$",
+        "linalg",
+        "cuSOLVER",
+        "cuSOLVER's kernel template; its parameter type names the LAPACK routine",
+        r"<(getrf|sytrd)\w*_params",
     ),
 )

@@ -51,7 +51,8 @@ COPY = """clone copy _copy_from _copy_from_and_resize _to_copy _to_cpu cat conca
     _padded_dense_to_jagged_forward prims.convert_element_type prims.device_put prims.copy_to prims.clone
     prims.copy_strided prims.collapse prims.reshape prims.rev prims.cat prims.resize"""
 
-ELEMENTWISE = """abs absolute acos acosh add _add_relu addcdiv addcmul angle arange arccos arccosh arcsin arcsinh
+ELEMENTWISE = """abs absolute acos acosh add _add_relu addcdiv addcmul addr ger outer
+    angle arange arccos arccosh arcsin arcsinh
     arctan arctan2 arctanh asin asinh atan atan2 atanh bartlett_window bitwise_and bitwise_left_shift bitwise_not
     bitwise_or bitwise_right_shift bitwise_xor blackman_window ceil celu clamp clamp_max clamp_min clip complex
     conj_physical _conj_physical copysign cos cosh cross linalg_cross deg2rad diff digamma div divide elu elu_backward
@@ -83,6 +84,7 @@ ELEMENTWISE = """abs absolute acos acosh add _add_relu addcdiv addcmul angle ara
     onednn.qadd_relu onednn.qmul"""
 REDUCTION = """all any amax amin aminmax _aminmax argmax argmin sum mean prod max min nansum nanmean median nanmedian
     std std_mean var var_mean norm _foreach_norm native_norm frobenius_norm nuclear_norm norm_except_dim
+    linalg_vecdot
     linalg_vector_norm linalg_norm linalg_matrix_norm linalg__powsum logsumexp special_logsumexp count_nonzero histc
     bincount histogram histogramdd trace dist cdist _cdist_forward _euclidean_dist pdist _pdist_forward
     pairwise_distance cosine_similarity cov corrcoef sum_to_size trapezoid trapz avg_pool1d avg_pool2d avg_pool3d

@@ -2,18 +2,22 @@
 
 A row is one rule; its ``ops`` are base names without overload, in namespace ``aten`` unless another is written.
 In-place (``add_``) and ``_foreach_`` forms need no entry: ``families`` derives them from the base name.
-The CUDA rows follow torch 2.11-2.13 on Hopper; the CPU rows were checked with ``ONEDNN_VERBOSE`` and ``MKL_VERBOSE``.
+The CUDA rows are what an H200 showed with torch 2.11 (tests/data/observed_h200.json); the CPU rows were checked with
+``ONEDNN_VERBOSE`` and ``MKL_VERBOSE``.
 """
 
 from __future__ import annotations
 
+from taxbreak_fx.family_conditions import SEMI_STRUCTURED, SEMI_STRUCTURED_CUTLASS, SPARSE, UNFUSED_BIAS
 from taxbreak_fx.family_types import BF16, FP16, FP32, FP64, INTEGER, OpRule
 
-MATMUL = """mm bmm baddbmm matmul addbmm mv addmv dot vdot inner ger outer addr einsum tensordot chain_matmul bilinear
-    linalg_matmul linalg_multi_dot linalg_vecdot _trilinear inductor._mm_plus_mm _mm_plus_mm matmul_backward
+MATMUL = """mm bmm baddbmm matmul addbmm mv addmv dot vdot inner einsum tensordot chain_matmul bilinear
+    linalg_matmul linalg_multi_dot _trilinear inductor._mm_plus_mm _mm_plus_mm matmul_backward
     linear_backward _foreach_mm _native._foreach_mm_native_0"""
 LINEAR = "linear"
 ADDMM = "addmm bias_addmm _addmm_activation"
+# Those that also take a sparse operand.
+SPARSE_OR_DENSE = "mm bmm baddbmm matmul mv addmv addmm"
 SCALED_MM = "_scaled_mm _scaled_mm_v2 _int_mm"
 PACKED_MM = """_weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_with_scales_and_zeros
     _weight_int4pack_mm_for_cpu _dyn_quant_matmul_4bit _mixed_dtypes_linear"""
@@ -23,7 +27,7 @@ MULTI_HEAD = "_native_multi_head_attention _transformer_encoder_layer_fwd"
 
 PRODUCT_RULES: tuple[OpRule, ...] = (
     # ---- matrix multiplication
-    OpRule("cuda.gemm.cublas", "gemm", "cuda", "cuBLAS", "ATen calls cublasGemmEx or its batched form", MATMUL),
+    OpRule("cuda.gemm.cublas", "gemm", "cuda", "cuBLAS", "ATen calls cuBLAS's gemm, gemv or dot", MATMUL),
     OpRule(
         "cuda.linear.cublas",
         "gemm",
@@ -37,15 +41,54 @@ PRODUCT_RULES: tuple[OpRule, ...] = (
         "gemm",
         "cuda",
         "cuBLASLt",
-        "the bias goes into cuBLASLt's epilogue; a bias that is not one contiguous row falls back to cuBLAS",
+        "ATen gives a contiguous bias row to cuBLASLt's epilogue; observed for bf16, fp16, fp32 and fp64, one-row "
+        "products included",
         ADDMM,
+    ),
+    OpRule(
+        "cuda.addmm.cublas",
+        "gemm",
+        "cuda",
+        "cuBLAS",
+        "ATen copies the bias and calls cublasGemmEx: cuBLASLt gets it only as one contiguous row, with beta 1 and "
+        "more than one input and output feature; observed for matrix, column and strided biases, beta 0.5, one feature",
+        ADDMM,
+        when=UNFUSED_BIAS,
+    ),
+    OpRule(
+        "cuda.gemm.cusparse",
+        "gemm",
+        "cuda",
+        "cuSPARSE",
+        "a product with a sparse operand is cuSPARSE's; observed for mm, mv and addmm on CSR and bmm on COO",
+        SPARSE_OR_DENSE,
+        when=SPARSE,
+    ),
+    OpRule(
+        "cuda.gemm.cusparselt",
+        "gemm",
+        "cuda",
+        "cuSPARSELt",
+        "the 2:4 sparse tensor class hands its products to cuSPARSELt; observed for mm in fp16",
+        f"{SPARSE_OR_DENSE} {LINEAR}",
+        when=SEMI_STRUCTURED,
+    ),
+    OpRule(
+        "cuda.gemm.semi_structured_cutlass",
+        "gemm",
+        "cuda",
+        "CUTLASS-in-ATen",
+        "the 2:4 sparse tensor class made for CUTLASS uses torch's CUTLASS kernels; from torch's source, not observed",
+        f"{SPARSE_OR_DENSE} {LINEAR}",
+        when=SEMI_STRUCTURED_CUTLASS,
     ),
     OpRule(
         "cuda.scaled_mm.cublaslt",
         "gemm",
         "cuda",
         "cuBLASLt",
-        "low-precision gemm on cublasLtMatmul; rowwise fp8 scales take ATen's CUTLASS kernel instead",
+        "low-precision gemm on cublasLtMatmul; observed for int8 and for fp8 scaled per tensor and per row (CUDA 13; "
+        "older ones give rowwise scales to ATen's CUTLASS kernel)",
         SCALED_MM,
     ),
     OpRule("cuda.packed_mm.aten", "gemm", "cuda", "ATen", "ATen's own int4/int8 weight kernels", PACKED_MM),

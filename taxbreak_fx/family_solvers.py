@@ -2,11 +2,21 @@
 
 A row is one rule; its ``ops`` are base names without overload, in namespace ``aten`` unless another is written.
 In-place (``add_``) and ``_foreach_`` forms need no entry: ``families`` derives them from the base name.
-The CUDA rows follow torch 2.11-2.13 on Hopper; the CPU rows were checked with ``ONEDNN_VERBOSE`` and ``MKL_VERBOSE``.
+The CUDA rows are what an H200 showed with torch 2.11 (tests/data/observed_h200.json); the CPU rows were checked with
+``ONEDNN_VERBOSE`` and ``MKL_VERBOSE``.
 """
 
 from __future__ import annotations
 
+from taxbreak_fx.family_conditions import (
+    BATCHED,
+    DEPTHWISE,
+    FEW_RIGHT_HAND_SIDES,
+    MANY_SMALL_SYSTEMS,
+    SMALL_SQUARE_BATCH,
+    SMALL_SYSTEMS_WITHOUT_Q,
+    SPARSE,
+)
 from taxbreak_fx.family_types import FP16, FP64, INTEGER, OpRule
 
 CONVOLUTION = """conv1d conv2d conv3d convolution _convolution _convolution_mode conv_transpose1d conv_transpose2d
@@ -18,12 +28,16 @@ FFT = """fft_fft fft_fft2 fft_fftn fft_hfft fft_hfft2 fft_hfftn fft_ifft fft_iff
     fft_ihfftn fft_irfft fft_irfft2 fft_irfftn fft_rfft fft_rfft2 fft_rfftn _fft_c2c _fft_c2r _fft_r2c stft istft
     prims.fft_c2c prims.fft_c2r prims.fft_r2c"""
 LINALG = """cholesky cholesky_inverse cholesky_solve _cholesky_solve_helper det logdet slogdet inverse pinverse geqrf
-    qr orgqr ormqr svd lu_solve lu_unpack _lu_with_info _linalg_det _linalg_eigh _linalg_eigvals _linalg_slogdet
+    qr orgqr ormqr svd lu_unpack _lu_with_info _linalg_det _linalg_eigh _linalg_eigvals _linalg_slogdet
     _linalg_solve_ex _linalg_svd linalg_cholesky linalg_cholesky_ex linalg_cond linalg_det linalg_eig linalg_eigh
     linalg_eigvals linalg_eigvalsh linalg_householder_product linalg_inv linalg_inv_ex linalg_ldl_factor
-    linalg_ldl_factor_ex linalg_ldl_solve linalg_lstsq linalg_lu linalg_lu_factor linalg_lu_factor_ex linalg_lu_solve
+    linalg_ldl_factor_ex linalg_ldl_solve linalg_lstsq linalg_lu linalg_lu_factor linalg_lu_factor_ex
     linalg_matrix_rank linalg_pinv linalg_qr linalg_slogdet linalg_solve linalg_solve_ex linalg_svd linalg_svdvals
     linalg_tensorinv linalg_tensorsolve prims.svd"""
+LU = """_lu_with_info linalg_lu linalg_lu_factor linalg_lu_factor_ex linalg_inv linalg_inv_ex inverse linalg_det
+    _linalg_det det logdet linalg_slogdet _linalg_slogdet slogdet linalg_solve linalg_solve_ex _linalg_solve_ex"""
+LU_SOLVE = "linalg_lu_solve lu_solve"
+CHOLESKY_SOLVE = "cholesky_solve _cholesky_solve_helper cholesky_inverse"
 TRIANGULAR = "triangular_solve linalg_solve_triangular matrix_power linalg_matrix_power matrix_exp linalg_matrix_exp"
 SPARSE_MM = """_sparse_mm _sparse_addmm sparse_sampled_addmm _sparse_sparse_matmul _spsolve hspmm smm sspaddmm
     _sparse_mm_reduce_impl"""
@@ -50,8 +64,18 @@ SOLVER_RULES: tuple[OpRule, ...] = (
         "convolution",
         "cuda",
         "cuDNN",
-        "ATen's backend choice is cuDNN unless the shape is depthwise without a cuDNN kernel",
+        "ATen's backend choice is cuDNN; observed in one to three dimensions, dilated, transposed and backward",
         CONVOLUTION,
+    ),
+    OpRule(
+        "cuda.conv.depthwise",
+        "convolution",
+        "cuda",
+        "ATen",
+        "ATen keeps depthwise convolutions for its own kernel, but for channels-last ones and fp16 ones of 32 channels "
+        "and more; observed for bf16, fp16 and fp32, Mamba's causal conv1d among them",
+        "convolution _convolution",
+        when=DEPTHWISE,
     ),
     OpRule(
         "conv.cudnn",
@@ -162,6 +186,23 @@ SOLVER_RULES: tuple[OpRule, ...] = (
         "cudnn_batch_norm cudnn_batch_norm_backward",
     ),
     OpRule("cpu.batch_norm.aten", "normalization", "cpu", "ATen", "ATen's own kernel", BATCH_NORM),
+    OpRule(
+        "cudnn.loss",
+        "reduction",
+        "any",
+        "cuDNN",
+        "the op is cuDNN's CTC loss",
+        "_cudnn_ctc_loss",
+    ),
+    OpRule(
+        "cudnn.sampler",
+        "index",
+        "any",
+        "cuDNN",
+        "the op is cuDNN's spatial transformer",
+        """cudnn_grid_sampler cudnn_grid_sampler_backward cudnn_affine_grid_generator
+           cudnn_affine_grid_generator_backward""",
+    ),
     # ---- fft, linear algebra, sparse
     OpRule("cuda.fft.cufft", "fft", "cuda", "cuFFT", "every transform runs a cuFFT plan", FFT),
     OpRule(
@@ -172,8 +213,64 @@ SOLVER_RULES: tuple[OpRule, ...] = (
         "linalg",
         "cuda",
         "cuSOLVER",
-        "factorizations are cuSOLVER's; small batches may take batched cuBLAS",
+        "factorizations are cuSOLVER's, which calls cuBLAS inside; a batch may take other routines around it",
         LINALG,
+    ),
+    OpRule(
+        "cuda.lu.cublas",
+        "linalg",
+        "cuda",
+        "cuBLAS",
+        "ATen factorizes small square batches with cublas<t>getrfBatched; observed at 16 matrices of 8 x 8",
+        LU,
+        when=SMALL_SQUARE_BATCH,
+    ),
+    OpRule(
+        "cuda.lu_solve.cublas",
+        "linalg",
+        "cuda",
+        "cuBLAS",
+        "ATen solves with cublas<t>trsm, or cublas<t>getrsBatched for small matrices; both observed",
+        LU_SOLVE,
+    ),
+    OpRule(
+        "cuda.lu_solve.cusolver",
+        "linalg",
+        "cuda",
+        "cuSOLVER",
+        "ATen loops cusolverDn<t>getrs over one or two matrices; from its source, not observed",
+        "linalg_lu_solve",
+        when=FEW_RIGHT_HAND_SIDES,
+    ),
+    OpRule(
+        "cuda.cholesky_solve.magma",
+        "linalg",
+        "cuda",
+        "MAGMA",
+        "ATen gives batches to the MAGMA that is compiled into torch, which is not among the vendor libraries that "
+        "I_lib counts; observed at 16 matrices of 8 x 8",
+        CHOLESKY_SOLVE,
+        when=BATCHED,
+    ),
+    OpRule(
+        "cuda.least_squares.cublas",
+        "linalg",
+        "cuda",
+        "cuBLAS",
+        "ATen calls cublas<t>gelsBatched or cublas<t>geqrfBatched for many matrices of few rows; observed at 16 "
+        "matrices of 8 x 8",
+        "linalg_lstsq geqrf",
+        when=MANY_SMALL_SYSTEMS,
+    ),
+    OpRule(
+        "cuda.qr_r.cublas",
+        "linalg",
+        "cuda",
+        "cuBLAS",
+        "ATen calls cublas<t>geqrfBatched for many matrices of few rows, and nothing after it for R alone; the first "
+        "observed in mode 'reduced' at 16 matrices of 8 x 8, the second from its source",
+        "linalg_qr",
+        when=SMALL_SYSTEMS_WITHOUT_Q,
     ),
     OpRule(
         "cuda.triangular.cublas",
@@ -184,7 +281,21 @@ SOLVER_RULES: tuple[OpRule, ...] = (
         TRIANGULAR,
     ),
     OpRule(
-        "cpu.linalg.lapack", "linalg", "cpu", "MKL/OpenBLAS", "LAPACK of the BLAS torch links", f"{LINALG} {TRIANGULAR}"
+        "cuda.triangular.cusparse",
+        "linalg",
+        "cuda",
+        "cuSPARSE",
+        "a triangular solve with a sparse matrix is cusparseSpSM's; observed on CSR",
+        "triangular_solve",
+        when=SPARSE,
+    ),
+    OpRule(
+        "cpu.linalg.lapack",
+        "linalg",
+        "cpu",
+        "MKL/OpenBLAS",
+        "LAPACK of the BLAS torch links",
+        f"{LINALG} {LU_SOLVE} {TRIANGULAR}",
     ),
     OpRule("cuda.sparse.cusparse", "gemm", "cuda", "cuSPARSE", "sparse products are cuSPARSE's", SPARSE_MM),
     OpRule("cpu.sparse.mkl", "gemm", "cpu", "MKL/OpenBLAS", "CSR products use MKL's sparse BLAS", SPARSE_MM),

@@ -59,6 +59,22 @@ def _gpt2(name: str, parameters: int, *, layers: int, hidden: int, heads: int, v
     return _entry(name, "GPT2Config", parameters, layers, hidden, f"MLP {4 * hidden}, {heads} heads, tied", config)
 
 
+def _sizes(layers: int, hidden: int, intermediate: int, heads: int, **more: Any) -> dict[str, Any]:
+    """The names that BERT, ViT and Gemma give their sizes."""
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": intermediate}
+    return {**sizes, "num_attention_heads": heads, **more}
+
+
+def _t5_sizes(layers: int, hidden: int, intermediate: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {"num_layers": layers, "d_model": hidden, "d_ff": intermediate, "num_heads": heads, **more}
+
+
+def _whisper_sizes(layers: int, hidden: int, intermediate: int, heads: int, **more: Any) -> dict[str, Any]:
+    own = {"layers": layers, "ffn_dim": intermediate, "attention_heads": heads}
+    both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in own.items()}
+    return {**both, "d_model": hidden, **more}
+
+
 def _decoder(
     name: str,
     config_class: str,
@@ -284,6 +300,21 @@ _ENTRIES = (
         experts="8 experts of 14336, top-2",
         moe={"num_local_experts": 8, "num_experts_per_tok": 2},
     ),
+    _entry("Gemma-2-2B", "Gemma2Config", 2_614_341_888, 26, 2304, "MLP 9216, 8/4 heads, sliding window 4096, tied",
+           _sizes(26, 2304, 9216, 8, num_key_value_heads=4, head_dim=256, query_pre_attn_scalar=256,
+                  vocab_size=256_000, max_position_embeddings=8192, sliding_window=4096)),
+    _entry("Mamba-130M", "MambaConfig", 129_135_360, 24, 768, "state space, state 16, tied",
+           {"num_hidden_layers": 24, "hidden_size": 768, "state_size": 16, "time_step_rank": 48,
+            "vocab_size": 50_280, "tie_word_embeddings": True}),
+    _entry("BERT-base", "BertConfig", 109_482_240, 12, 768, "encoder, MLP 3072, 12 heads",
+           _sizes(12, 768, 3072, 12, vocab_size=30_522, max_position_embeddings=512)),
+    _entry("ViT-base", "ViTConfig", 86_389_248, 12, 768, "encoder of 224x224 images, patch 16, MLP 3072, 12 heads",
+           _sizes(12, 768, 3072, 12, image_size=224, patch_size=16)),
+    _entry("T5-small", "T5Config", 60_506_624, 6, 512, "encoder and decoder, MLP 2048, 8 heads, tied",
+           _t5_sizes(6, 512, 2048, 8, d_kv=64, vocab_size=32_128)),
+    _entry("Whisper-base", "WhisperConfig", 72_593_920, 6, 512, "audio encoder and decoder, MLP 2048, 8 heads, tied",
+           _whisper_sizes(6, 512, 2048, 8, vocab_size=51_865, num_mel_bins=80, max_source_positions=1500,
+                          max_target_positions=448)),
     _gpt2("gpt2-tiny", 182_016, **_TINY),
     _decoder("llama-tiny", "LlamaConfig", 90_432, tied=True, rope=_rope(1e4), eps=1e-5, **_TINY_DECODER),
     _decoder("qwen3-tiny", "Qwen3Config", 115_136, head_dim=32, tied=True, rope=_rope(1e6), eps=1e-6, **_TINY_DECODER),
@@ -298,23 +329,22 @@ _ENTRIES = (
         moe={"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False},
         **_TINY_DECODER,
     ),
-    _entry(
-        "bert-tiny",
-        "BertConfig",
-        153_280,
-        2,
-        64,
-        "encoder, MLP 128, 4 heads",
-        {
-            "num_hidden_layers": 2,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_attention_heads": 4,
-            "vocab_size": 256,
-            "max_position_embeddings": 1024,
-        },
-    ),
-)
+    _entry("gemma2-tiny", "Gemma2Config", 90_688, 2, 64, "MLP 128, 4/2 heads, sliding window 8, tied",
+           _sizes(2, 64, 128, 4, num_key_value_heads=2, head_dim=16, query_pre_attn_scalar=16, vocab_size=256,
+                  max_position_embeddings=1024, sliding_window=8)),
+    _entry("mamba-tiny", "MambaConfig", 75_712, 2, 64, "state space, state 8, tied",
+           {"num_hidden_layers": 2, "hidden_size": 64, "state_size": 8, "time_step_rank": 4, "vocab_size": 256,
+            "tie_word_embeddings": True}),
+    _entry("bert-tiny", "BertConfig", 153_280, 2, 64, "encoder, MLP 128, 4 heads",
+           _sizes(2, 64, 128, 4, vocab_size=256, max_position_embeddings=1024)),
+    _entry("vit-tiny", "ViTConfig", 84_736, 2, 64, "encoder of 32x32 images, patch 8, MLP 128, 4 heads",
+           _sizes(2, 64, 128, 4, image_size=32, patch_size=8)),
+    _entry("t5-tiny", "T5Config", 181_248, 2, 64, "encoder and decoder, MLP 128, 4 heads, tied",
+           _t5_sizes(2, 64, 128, 4, d_kv=16, vocab_size=256)),
+    _entry("whisper-tiny", "WhisperConfig", 267_904, 2, 64, "audio encoder and decoder, MLP 128, 4 heads, tied",
+           _whisper_sizes(2, 64, 128, 4, vocab_size=256, num_mel_bins=16, max_source_positions=50,
+                          max_target_positions=1024)),
+)  # fmt: skip
 
 
 def registry() -> list[ModelEntry]:

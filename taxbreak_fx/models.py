@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +54,8 @@ def load(request: ReviewRequest, device: str) -> Workload:
     A transformers step calls the model itself, with everything that it writes in ``kwargs``.  Prefill takes
     ``input_ids`` (batch, seq_len) and returns logits (batch, seq_len, vocabulary), or hidden states for an encoder.
     Decode takes one token (batch, 1) at position ``seq_len``, the cache holding ``seq_len`` tokens of a real prefill.
+    An encoder-decoder's prefill runs its encoder and ``seq_len`` decoder tokens, its decode step the decoder only.
+    Pixels and audio features have the size that the config says, whatever ``seq_len``.
     Run steps under ``torch.no_grad()``.
 
     Raises ``UsageError`` for a model or a value that cannot be, ``DeviceError`` when memory runs out, ``CaptureError``
@@ -89,11 +91,11 @@ def _too_large(model: str, device: str) -> DeviceError:
 
 def _from_transformers(request: ReviewRequest, device: str) -> Workload:
     config = _config(request)
-    text_config = config.get_text_config()
-    causal = _is_causal(config)
+    text_config = config.get_text_config(decoder=True)
+    kind = _kind(config)
     positions = request.seq_len + (request.phase == "decode")
-    limit = getattr(text_config, "max_position_embeddings", None)
-    if not causal and request.phase == "decode":
+    limit = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "max_target_positions", None)
+    if kind == "encoder" and request.phase == "decode":
         raise UsageError(f"{request.model} is an encoder and has no decode step: use --phase prefill")
     if limit is not None and positions > limit:
         raise UsageError(
@@ -101,7 +103,7 @@ def _from_transformers(request: ReviewRequest, device: str) -> Workload:
             f"{request.model} has {limit}: use a smaller --seq-len"
         )
 
-    model = _build(request, config, causal=causal, device=device)
+    model = _build(request, config, kind=kind, device=device)
     experts = _choose_experts(model, request)
     options = {
         "weights": "pretrained" if request.weights else "random",
@@ -111,32 +113,37 @@ def _from_transformers(request: ReviewRequest, device: str) -> Workload:
         options["experts_implementation"] = experts
 
     generator = torch.Generator().manual_seed(request.seed)  # on the CPU, so that every device gets the same tokens
-    length = 1 if request.phase == "decode" else request.seq_len
-    ids = torch.randint(text_config.vocab_size, (request.batch, length), generator=generator).to(device)
-    kwargs: dict[str, Any] = {"input_ids": ids, "return_dict": True}
+
+    def tokens(length: int) -> torch.Tensor:
+        return torch.randint(text_config.vocab_size, (request.batch, length), generator=generator).to(device)
+
+    kwargs: dict[str, Any] = {"return_dict": True}
+    if kind == "decoder":
+        kwargs["input_ids"] = tokens(1 if request.phase == "decode" else request.seq_len)
+    else:
+        kwargs |= _encoder_input(model, request, tokens, generator)
+    if kind == "encoder-decoder":
+        kwargs["decoder_input_ids"] = tokens(1 if request.phase == "decode" else request.seq_len)
     if request.phase == "decode":
-        prompt = torch.randint(text_config.vocab_size, (request.batch, request.seq_len), generator=generator)
-        cache = _cache(request, model.config)
-        _prefill(model, prompt.to(device), cache, experts)
+        kwargs |= _after_prefill(model, request, kwargs, tokens(request.seq_len), experts)
+        kwargs["use_cache"] = True
+        options["cache"] = request.cache
         if request.cache == "static":
             options["max_cache_len"] = str(_static_length(request.seq_len))
-        options["cache"] = request.cache
-        kwargs |= {
-            "past_key_values": cache,
-            "position_ids": torch.full((1, 1), request.seq_len, device=device),
-            "use_cache": True,
-        }
-    elif causal:
+        if kind == "encoder-decoder":
+            del kwargs[model.main_input_name]
+    elif kind != "encoder":
         kwargs["use_cache"] = False
 
     entry = find(request.model)
+    sized = kind != "encoder" or "input_ids" in kwargs
     return Workload(
         call=model,
         model=request.model if entry is None else entry.name,
         step=StepInfo(
             phase=request.phase,
             batch=request.batch,
-            seq_len=request.seq_len,
+            seq_len=request.seq_len if sized else None,
             dtype=request.dtype,
             device=device,
             options=options,
@@ -144,6 +151,27 @@ def _from_transformers(request: ReviewRequest, device: str) -> Workload:
         kwargs=kwargs,
         seed=request.seed,
     )
+
+
+def _encoder_input(
+    model: Any, request: ReviewRequest, tokens: Callable[[int], torch.Tensor], generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """The model's main input: tokens (batch, seq_len), pixels (batch, channels, height, width) or audio features.
+
+    Raises ``UsageError`` for an input of another kind.
+    """
+    name, config = str(model.main_input_name), model.config
+    if name == "input_ids":
+        return {name: tokens(request.seq_len)}
+    shape: tuple[int, ...]
+    if name == "pixel_values":
+        shape = (request.batch, config.num_channels, config.image_size, config.image_size)
+    elif name == "input_features" and hasattr(config, "num_mel_bins"):
+        # Two spectrogram frames make one position of the encoder: its second convolution has stride 2.
+        shape = (request.batch, config.num_mel_bins, 2 * config.max_source_positions)
+    else:
+        raise UsageError(f"{request.model} takes {name!r}, which has no default: give its step as file.py:factory")
+    return {name: torch.randn(shape, generator=generator).to(model.device, getattr(torch, request.dtype))}
 
 
 def _config(request: ReviewRequest) -> Any:
@@ -171,23 +199,37 @@ def _config(request: ReviewRequest) -> Any:
         raise UsageError(f"no config for {request.model}: {first_line(error)}{near}") from error
 
 
-def _is_causal(config: Any) -> bool:
-    """Whether the model generates token by token.  Raises ``UsageError`` for an encoder-decoder."""
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
+
+
+def _kind(config: Any) -> Kind:
+    """Which of the three the model is: only those with a decoder generate token by token."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     if config.is_encoder_decoder:
-        raise UsageError(f"{config.model_type} is an encoder-decoder: give its step as file.py:factory")
+        return "encoder-decoder"
     if config.architectures:
-        return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures)
+        return "decoder" if any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in config.architectures) else "encoder"
     # BERT and its kin are in both mappings; without architectures they are encoders.
-    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return "decoder" if causal else "encoder"
 
 
-def _build(request: ReviewRequest, config: Any, *, causal: bool, device: str) -> Any:
-    """The module in eval mode, on ``device``, in the request's dtype; random weights come from its seed."""
+def _auto_class(config: Any, kind: Kind) -> Any:
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
 
-    auto: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
+    if kind == "decoder":
+        return transformers.AutoModelForCausalLM
+    if kind == "encoder":
+        return transformers.AutoModel
+    speech = type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+    return transformers.AutoModelForSpeechSeq2Seq if speech else transformers.AutoModelForSeq2SeqLM
+
+
+def _build(request: ReviewRequest, config: Any, *, kind: Kind, device: str) -> Any:
+    """The module in eval mode, on ``device``, in the request's dtype; random weights come from its seed."""
+    auto = _auto_class(config, kind)
     options: dict[str, Any] = {"dtype": getattr(torch, request.dtype), "trust_remote_code": request.trust_remote_code}
     if request.attn_implementation is not None:
         options["attn_implementation"] = request.attn_implementation
@@ -255,26 +297,43 @@ def _static_length(seq_len: int) -> int:
     return -(-(seq_len + CACHE_HEAD_ROOM) // CACHE_ALIGNMENT) * CACHE_ALIGNMENT
 
 
-def _cache(request: ReviewRequest, config: Any) -> Any:
+def _cache(request: ReviewRequest, config: Any, length: int) -> Any:
     from transformers import DynamicCache, StaticCache
 
-    if request.cache == "dynamic":
-        return DynamicCache(config=config)
-    return StaticCache(config=config, max_cache_len=_static_length(request.seq_len))
+    return DynamicCache(config=config) if request.cache == "dynamic" else StaticCache(config, max_cache_len=length)
 
 
-def _prefill(model: Any, prompt: torch.Tensor, cache: Any, experts: str | None) -> None:
-    """Fill ``cache`` by running ``prompt`` (batch, seq_len) through the model.
+def _after_prefill(
+    model: Any, request: ReviewRequest, inputs: dict[str, Any], prompt: torch.Tensor, experts: str | None
+) -> dict[str, Any]:
+    """What a decode step takes beside its token: a cache filled by running ``prompt`` (batch, seq_len), its position.
 
     A real prefill, because every kind of cache layer then holds what it should, and the experts that a decode step
     visits depend on it.  It runs with eager experts: ``batched_mm`` gathers a copy of the weights per token, which
     does not fit for a whole prompt, though it is right for the one token of the step.
     """
-    if experts is not None:
-        model.set_experts_implementation("eager")
-    # Only the last token's logits: those of a long prompt can outweigh the model.
-    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    parameters = inspect.signature(model.forward).parameters
+    config = model.config.get_text_config(decoder=True)
+    cache = _cache(request, config, _static_length(request.seq_len))
+    # State-space models name their cache otherwise, and have no positions.
+    name = "past_key_values" if "past_key_values" in parameters else "cache_params"
+    given: dict[str, Any] = {name: cache}
     with torch.no_grad():
-        model(input_ids=prompt, past_key_values=cache, use_cache=True, **last)
+        if model.config.is_encoder_decoder:
+            from transformers import EncoderDecoderCache
+
+            given["encoder_outputs"] = model.get_encoder()(inputs[model.main_input_name])
+            cross = _cache(request, config, given["encoder_outputs"][0].shape[1])
+            given[name] = EncoderDecoderCache(cache, cross)
+        if experts is not None:
+            model.set_experts_implementation("eager")
+        # Only the last token's logits: those of a long prompt can outweigh the model.
+        last = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        tokens = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
+        model(**{tokens: prompt}, **given, use_cache=True, **last)
     if experts is not None:
         model.set_experts_implementation(experts)
+    position = "decoder_position_ids" if model.config.is_encoder_decoder else "position_ids"
+    if position in parameters:
+        given[position] = torch.full((1, 1), request.seq_len, device=prompt.device)
+    return given

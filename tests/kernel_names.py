@@ -5,6 +5,8 @@ from __future__ import annotations
 KERNEL_NAMES: dict[tuple[str, str], tuple[str, ...]] = {
     ("gemm", "cuBLAS"): (
         "nvjet_tst_64x8_64x16_4x1_v_bz_TNT",
+        "void batch_trsm_left_kernel<float, 64, 4, 3, false, false, true>(cublasTrsmBatchParams2<float>, float)",
+        "void sgemm_largek_lds64<true, false, 5, 5, 4, 4, 4, 34>(float*, float const*, float const*, int, int)",
         "nvjet_sm90_hsh_128x64_64x9_2x1_v_bz_bias_TNN",
         # the return type is a template
         "std::enable_if<!(false), void>::type internal::gemvx::kernel<int, int, __nv_bfloat16, __nv_bfloat16, "
@@ -24,50 +26,8 @@ KERNEL_NAMES: dict[tuple[str, str], tuple[str, ...]] = {
         "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64_warpgroupsize1x1x1_execute_segment_k_off",
         # 'cutlass_80_' is the name of a kernel that cuBLAS ships, 'cutlass::' a template that torch compiles
         "cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_16x16_128x2_tn_align8",
-        "void cutlass::"
-        "K"
-        "e"
-        "r"
-        "n"
-        "e"
-        "l"
-        "2"
-        "<"
-        "c"
-        "u"
-        "t"
-        "l"
-        "a"
-        "s"
-        "s"
-        "_"
-        "8"
-        "0"
-        "_"
-        "t"
-        "e"
-        "n"
-        "s"
-        "o"
-        "r"
-        "o"
-        "p"
-        "_"
-        "b"
-        "f"
-        "1"
-        "6"
-        "_"
-        "s"
-        "1"
-        "6"
-        "8"
-        "1"
-        "6"
-        "g"
-        "e"
-        "m"
-        "m_relu_bf16_64x64_64x6_tn_align8>(cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_64x64_64x6_tn_align8::"
+        "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_64x64_64x6_tn_align8>(cutlass_80_tensoro"
+        "p_bf16_s16816gemm_relu_bf16_64x64_64x6_tn_align8::"
         "Params)",
     ),
     ("gemm", "cuBLASLt"): (
@@ -83,49 +43,8 @@ KERNEL_NAMES: dict[tuple[str, str], tuple[str, ...]] = {
         # these say gemm, and are convolutions
         "sm80_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_stage3_g1_kernel_cudnn",
         "void implicit_convolve_sgemm<float, float, 128, 5, 5, 3, 3, 3, 1, false, false, true>(int, int)",
-        "void cutlass__5x_cudnn::"
-        "K"
-        "e"
-        "r"
-        "n"
-        "e"
-        "l"
-        "<"
-        "c"
-        "u"
-        "t"
-        "l"
-        "a"
-        "s"
-        "s"
-        "_"
-        "t"
-        "e"
-        "n"
-        "s"
-        "o"
-        "r"
-        "o"
-        "p"
-        "_"
-        "s"
-        "1"
-        "6"
-        "8"
-        "8"
-        "f"
-        "p"
-        "r"
-        "o"
-        "p"
-        "_"
-        "o"
-        "p"
-        "t"
-        "i"
-        "m"
-        "i"
-        "zed_tf32_64x64_16x10_nhwc_align4>(cutlass_tensorop_s1688fprop_optimized_tf32_64x64_16x10_nhwc_align4::"
+        "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_s1688fprop_optimized_tf32_64x64_16x10_nhwc_align4>(cutlass_t"
+        "ensorop_s1688fprop_optimized_tf32_64x64_16x10_nhwc_align4::"
         "Params)",
     ),
     ("normalization", "cuDNN"): ("void cudnn::bn_fw_inf_1C11_kernel_NCHW<float, float, true, 1>(float, float)",),
@@ -171,10 +90,28 @@ KERNEL_NAMES: dict[tuple[str, str], tuple[str, ...]] = {
     ("fft", "cuFFT"): (
         "void regular_fft<128u, EPT<16u>, 8u, (padding_t)1, (twiddle_t)0, float>(kernel_arguments_t<unsigned int>)",
         "void vector_fft<64u, 8u, float>(kernel_arguments_t<unsigned int>)",
+        "void prime_fft_r2c<127u, EPT<2u>, 1u, 32u, 1u, (padding_t)14>(kernel_arguments_t<unsigned int>)",
+        "void regular_fft_factor<128u, EPT<16u>, 32u, 0u, (padding_t)14>(kernel_arguments_t<unsigned int>)",
+        "void vector_fft_c2r<128u, EPT<8u>, 2u, 32u, (padding_t)70>(kernel_arguments_t<unsigned int>)",
+        "void postprocess_kernel<float, unsigned int, (loadstore_modifier_t)2>(real_complex_args_t<unsigned int>)",
     ),
     ("linalg", "cuSOLVER"): (
         "void getrf_pivot<float, 64>(int, int, float*)",
         "void potrf_cta_lower<float, float, 5>(int, float*)",
+        "copy_info_kernel(int, int*)",
+        "xxtrf4_set_info_ker(int, int*)",
+        "void kernel<getrf_wo_pivot_params_<float, 0, 256, 1, 64, 64, 68, 8, 1, 1> >(int, int, void*, int)",
+        "void batched_svd_parallel_jacobi_32x16<float, float>(int, int, int, int, float*)",
+        "void unblocked_LDinv_UDinv_kernel<float>(cublasFillMode_t, int, int, int, float*, unsigned long)",
+        "void (anonymous namespace)::reduce_scaling<64l>(long, long**, long*)",
+    ),
+    ("linalg", "cuBLAS"): (  # batched: these take arrays of pointers
+        "void getrf_semiwarp<float, float, 3, 1, true>(int, float* const*, int, int*, int*, int)",
+        "void laswp_kernel<float, false>(int, float* const*, int, int, int, int const*, int, int, int)",
+        "void geqr2_batch_kernel_shmem<float, float, 8, 32>(int, int, int, float* const*, int, float* const*, int)",
+    ),
+    ("linalg", "MAGMA"): (
+        "void trsm_template_batched_lNL_kernel<float, 8, 16>(magma_diag_t, int, int, float, float**, int)",
     ),
     ("elementwise", "ATen"): (
         "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<c10::BFloat16>, std::"

@@ -27,7 +27,7 @@ from taxbreak_fx.family_kernel_tables import KERNEL_RULES
 from taxbreak_fx.family_ops import OWN_RULES
 from taxbreak_fx.family_products import PRODUCT_RULES
 from taxbreak_fx.family_solvers import SOLVER_RULES
-from taxbreak_fx.family_types import OpRule
+from taxbreak_fx.family_types import Condition, OpRule
 
 RULES = (*PRODUCT_RULES, *SOLVER_RULES, *OWN_RULES)
 
@@ -179,6 +179,12 @@ OPS = [
     ("aten.lstm.input", "cpu", "float32", "recurrent", "oneDNN"),
     ("aten.gelu.default", "cpu", "float32", "elementwise", "oneDNN"),
     ("aten.gelu.default", "cuda", "float32", "elementwise", "ATen"),
+    ("aten.addr.default", "cuda", None, "elementwise", "ATen"),
+    ("aten.outer.default", "cpu", "float32", "elementwise", "ATen"),
+    ("aten._cudnn_ctc_loss.default", "cuda", None, "reduction", "cuDNN"),
+    ("aten.cudnn_grid_sampler.default", "cuda", None, "index", "cuDNN"),
+    ("aten.cudnn_affine_grid_generator.default", "cuda", None, "index", "cuDNN"),
+    ("aten.linalg_lu_solve.default", "cuda", None, "linalg", "cuBLAS"),
     ("aten.scaled_dot_product_attention.default", "cpu", None, "attention", "ATen"),
     ("aten._scaled_dot_product_flash_attention_for_cpu.default", "cpu", None, "attention", "ATen"),
     ("mkldnn._linear_pointwise.default", "cpu", None, "gemm", "oneDNN"),
@@ -269,6 +275,23 @@ def test_two_rules_for_one_op_are_refused() -> None:
     mine = OpRule("mine", "gemm", "cuda", "ATen", "because", "mm")
     with pytest.raises(ValueError, match=r"aten\.mm on cuda is claimed by rules cuda\.gemm\.cublas and mine"):
         families._build_table((*RULES, mine))
+
+
+def test_rules_with_the_same_condition_are_refused_and_others_are_not() -> None:
+    one, two = Condition("x", lambda inputs: True), Condition("y", lambda inputs: True)
+    families._build_table((*RULES, OpRule("a", "gemm", "cuda", "ATen", "r", "mm", when=one)))
+    with pytest.raises(ValueError, match=r"aten\.mm on cuda is claimed by rules a and b"):
+        families._build_table([OpRule(code, "gemm", "cuda", "ATen", "r", "mm", when=one) for code in "ab"])
+    table = families._build_table(
+        [OpRule(code, "gemm", "cuda", "ATen", "r", "mm", when=when) for code, when in (("a", one), ("b", two))]
+    )
+    assert len(table["aten.mm", "cuda"]) == 2
+
+
+def test_every_op_has_one_rule_that_answers_for_any_dtype_and_inputs() -> None:
+    for (op, device), rules in families._TABLE.items():
+        general = [rule.code for rule in rules if rule.dtypes is None and rule.when is None]
+        assert len(general) == 1, (op, device, general)
 
 
 @pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="the tables name ops of torch 2.13")

@@ -21,7 +21,20 @@ def test_kernel(name: str, family: str, library: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["my_fused_norm", "dot_kernel", "flash_fwd_kernel", "gemm_kernel", "getrf", "vllm::rms(int)"]
+    "name",
+    [
+        "my_fused_norm",
+        "dot_kernel",
+        "flash_fwd_kernel",
+        "gemm_kernel",
+        "getrf",
+        "vllm::rms(int)",
+        "kernel",
+        "lacpy_kernel",
+        "kernel<int>(int)",
+        "trsm_kernel",
+        "postprocess_kernel<float>(int)",
+    ],
 )
 def test_a_name_that_no_rule_knows_is_unknown(name: str) -> None:
     known = classify_kernel(name)

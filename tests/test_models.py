@@ -39,13 +39,22 @@ PUBLISHED = {
     "Qwen1.5-MoE-A2.7B": 14.3,
     "Qwen3-30B-A3B": 30.5,
     "Mixtral-8x7B": 46.7,
+    "Gemma-2-2B": 2.614,
+    "Mamba-130M": 0.1291,
+    "BERT-base": 0.1095,
+    "ViT-base": 0.0864,
+    "T5-small": 0.0605,
+    "Whisper-base": 0.0726,
 }
+AUTO_CLASSES = {"Bert": "AutoModel", "ViT": "AutoModel", "T5": "AutoModelForSeq2SeqLM",
+                "Whisper": "AutoModelForSpeechSeq2Seq"}  # fmt: skip
 
 
 @pytest.mark.parametrize("entry", registry(), ids=lambda entry: entry.name)
 def test_parameter_counts(entry: Any) -> None:
     config = getattr(transformers, entry.config_class)(**entry.config)
-    auto: Any = transformers.AutoModel if entry.name == "bert-tiny" else transformers.AutoModelForCausalLM
+    architecture = entry.config_class.removesuffix("Config")
+    auto: Any = getattr(transformers, AUTO_CLASSES.get(architecture, "AutoModelForCausalLM"))
     with torch.device("meta"):
         model = auto.from_config(config, dtype=torch.bfloat16)
     assert sum(parameter.numel() for parameter in model.parameters()) == entry.parameters
@@ -62,7 +71,7 @@ def test_registry_has_every_published_model_once() -> None:
     assert found is not None and found.params_description.startswith("1.236 B parameters")
 
 
-@pytest.mark.parametrize("model", ["gpt2-tiny", "llama-tiny", "qwen3-tiny", "olmoe-tiny"])
+@pytest.mark.parametrize("model", ["gpt2-tiny", "llama-tiny", "qwen3-tiny", "olmoe-tiny", "gemma2-tiny", "mamba-tiny"])
 @pytest.mark.parametrize("cache", ["static", "dynamic"])
 def test_decode_continues_the_prompt(model: str, cache: Any) -> None:
     """One decode step equals the last position of a whole forward over prompt and token."""
@@ -92,6 +101,38 @@ def test_prefill_returns_logits_in_the_chosen_dtype() -> None:
 
 def test_encoder_prefill() -> None:
     assert run(load_tiny("bert-tiny", phase="prefill")).last_hidden_state.shape == (2, 12, 64)
+
+
+def test_image_prefill() -> None:
+    workload = load_tiny("vit-tiny", phase="prefill")
+    assert workload.kwargs["pixel_values"].shape == (2, 3, 32, 32)
+    assert run(workload).last_hidden_state.shape == (2, 1 + 4 * 4, 64)  # a class token and 32/8 x 32/8 patches
+    assert workload.step.seq_len is None
+
+
+# whisper-tiny: two spectrogram frames per encoder position, 50 positions
+@pytest.mark.parametrize(("model", "shape"), [("t5-tiny", (2, 12)), ("whisper-tiny", (2, 16, 100))])
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+def test_encoder_decoder(model: str, shape: tuple[int, ...], cache: Any) -> None:
+    """Prefill runs both halves; the decode step equals the last position of a whole forward and runs no encoder."""
+    prefill = load_tiny(model, phase="prefill")
+    name = prefill.call.main_input_name
+    assert prefill.kwargs[name].shape == shape and prefill.kwargs["decoder_input_ids"].shape == (2, 12)
+    assert run(prefill).logits.shape == (2, 12, 256)
+
+    decode = load_tiny(model, cache=cache)
+    generator = torch.Generator().manual_seed(0)
+    if name == "input_ids":
+        source = torch.randint(256, shape, generator=generator)
+    else:
+        source = torch.randn(shape, generator=generator)
+    token = torch.randint(256, (2, 1), generator=generator)
+    prompt = torch.randint(256, (2, 12), generator=generator)
+    assert name not in decode.kwargs and torch.equal(decode.kwargs["decoder_input_ids"], token)
+    with torch.no_grad():
+        tokens = torch.cat([prompt, token], dim=1)
+        whole = decode.call(**{name: source}, decoder_input_ids=tokens, use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(run(decode).logits, whole)
 
 
 def test_the_seed_decides_the_weights_and_the_callers_random_state_stays() -> None:
@@ -139,6 +180,7 @@ MISTAKES: list[tuple[dict[str, Any], type[TaxbreakError], str]] = [
     ({"model": "gpt2-tiny", "seq_len": 0}, UsageError, "seq-len must be at least 1"),
     ({"model": "gpt2-tiny", "seq_len": 1024}, UsageError, "needs 1025 positions, and gpt2-tiny has 1024"),
     ({"model": "bert-tiny"}, UsageError, "use --phase prefill"),
+    ({"model": "whisper-tiny", "seq_len": 1024}, UsageError, "needs 1025 positions, and whisper-tiny has 1024"),
     ({"model": "gpt2-tiny", "experts_implementation": "eager"}, UsageError, "is dense"),
     ({"model": "olmoe-tiny", "experts_implementation": "grouped"}, UsageError, "did you mean grouped_mm"),
     ({"model": "gpt2-tiny", "attn_implementation": "flash"}, UsageError, "attn-implementation 'flash'"),
@@ -170,10 +212,11 @@ def test_remote_code_needs_its_flag(tmp_path: Path) -> None:
         load_tiny(str(tmp_path))
 
 
-def test_encoder_decoder_is_refused(tmp_path: Path) -> None:
-    transformers.T5Config(num_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="encoder-decoder"):
-        load_tiny(str(tmp_path))
+def test_input_without_a_default_is_refused(tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4}
+    transformers.Wav2Vec2Config(**sizes, num_conv_pos_embedding_groups=4).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="takes 'input_values', which has no default"):
+        load_tiny(str(tmp_path), phase="prefill")
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
