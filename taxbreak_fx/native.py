@@ -20,7 +20,16 @@ _BUILD_TIMEOUT_S = 60.0
 
 
 def load(name: str) -> ctypes.CDLL:
-    """The shared library of ``csrc/NAME.c``, built if no earlier run built the same text with the same flags.
+    """The shared library of ``csrc/NAME.c``, loaded.  Raises ``MeasurementError`` when it cannot be built or loaded."""
+    target = library_path(name)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise MeasurementError(f"{target} cannot be loaded ({error}); delete it and run again") from error
+
+
+def library_path(name: str) -> Path:
+    """Where the library of ``csrc/NAME.c`` lies, built if no earlier run built the same text with the same flags.
 
     Raises ``MeasurementError`` when there is no compiler or it refuses the source.
     """
@@ -29,10 +38,7 @@ def load(name: str) -> ctypes.CDLL:
     target = _cache() / f"{name}-{digest}.so"
     if not target.exists():
         _build(source, target)
-    try:
-        return ctypes.CDLL(str(target))
-    except OSError as error:
-        raise MeasurementError(f"{target} cannot be loaded ({error}); delete it and run again") from error
+    return target
 
 
 def _build(source: Path, target: Path) -> None:
