@@ -12,31 +12,48 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from taxbreak_fx.errors import MeasurementError
-from taxbreak_fx.model import Calibration, Conditions, Machine
+from taxbreak_fx.launch_path import NOT_TRACED, bare_null_loop, measure_launch_path, reason_of
+from taxbreak_fx.model import Calibration, Conditions, LaunchPath, Machine, Percentiles
 from taxbreak_fx.recording import LaunchFloor
 from taxbreak_fx.stats import percentiles
 
 NULL_LAUNCHES = 400
 _ROUNDS, _PER_ROUND = 15, 100
+NO_LAUNCH = "the CPU device launches no kernel"
 
 
 def calibrate_host(device: str) -> Calibration:
-    """Launch cost (CUDA) and host score of this machine; T_sys is traced later, when all timing is done."""
-    launch_us, reasons = None, {"launch_us": "the CPU device launches no kernel", "t_sys_us": "not traced yet"}
-    if device == "cuda":
-        try:
-            launch_us = kernel_launch_us()
-            del reasons["launch_us"]
-        except (MeasurementError, OSError, AttributeError, RuntimeError) as error:
-            reasons["launch_us"] = f"launch cost not measured: {error}"
+    """Launch path (CUDA) and host score of this machine; what is traced of it follows when all timing is done.
+
+    Where the loop in C does not run, ``launch_us`` comes from calls through ctypes and ``launch_source`` says so.
+    """
+    if device != "cuda":
+        reasons = dict.fromkeys(Calibration.MEASUREMENTS, NO_LAUNCH)
+        path = LaunchPath.unavailable(NO_LAUNCH)
+        return Calibration(launch_us=None, t_sys_us=None, host_score=host_score(), launch_path=path, unmeasured=reasons)
+    path, reasons = measure_launch_path(), {"t_sys_us": NOT_TRACED}
+    launch_us: float | None = None
+    source: Literal["C loop", "ctypes"] | None = None
+    if path.queued_us is not None:
+        launch_us, source = path.queued_us.p50, "C loop"
     else:
-        reasons["t_sys_us"] = reasons["launch_us"]
-    return Calibration(launch_us=launch_us, t_sys_us=None, host_score=host_score(), unmeasured=reasons)
+        try:
+            launch_us, source = kernel_launch_us(), "ctypes"
+        except (MeasurementError, OSError, AttributeError, RuntimeError, ImportError) as error:
+            reasons["launch_us"] = f"launch cost not measured: {error}"
+    return Calibration(
+        launch_us=launch_us,
+        t_sys_us=None,
+        host_score=host_score(),
+        launch_source=source,
+        launch_path=path,
+        unmeasured=reasons,
+    )
 
 
 def host_score() -> float:
@@ -53,7 +70,7 @@ def host_score() -> float:
 
 
 def kernel_launch_us() -> float:
-    """Host-blocking microseconds of one ``cuLaunchKernel`` of a null kernel, un-instrumented.
+    """Host-blocking microseconds of one ``cuLaunchKernel`` of a null kernel, un-instrumented, where no compiler is.
 
     The driver call is made through ctypes; what ctypes adds is measured on the same call with a null function handle,
     which the driver refuses at once, and removed.  Raises ``MeasurementError`` when the launch fails.
@@ -91,7 +108,7 @@ def kernel_launch_us() -> float:
 
 
 def launch_floor(profiled_launches: Callable[[Callable[[], None]], list[float]]) -> LaunchFloor:
-    """T_sys: launch API entry to kernel start of a Triton null kernel on an idle stream, traced.
+    """T_sys: launch API entry to kernel start of a null kernel on an idle stream, traced; by Triton and by a bare loop.
 
     ``profiled_launches`` runs its argument under the profiler and returns the launch latencies in microseconds.
     """
@@ -104,10 +121,19 @@ def launch_floor(profiled_launches: Callable[[Callable[[], None]], list[float]])
         torch.cuda.synchronize()
 
     launch_null_kernel()
-    latencies = profiled_launches(run)
+    t_sys, failure = _traced_floor(profiled_launches(run))
+    try:
+        bare = bare_null_loop()
+    except Exception as error:  # no compiler, or whatever it or the driver raises: the other floor stands
+        return LaunchFloor(t_sys_us=t_sys, failure=failure, bare_us=None, bare_failure=reason_of(error))
+    bare_us, bare_failure = _traced_floor(profiled_launches(lambda: bare(NULL_LAUNCHES)))
+    return LaunchFloor(t_sys_us=t_sys, failure=failure, bare_us=bare_us, bare_failure=bare_failure)
+
+
+def _traced_floor(latencies: list[float]) -> tuple[Percentiles | None, str | None]:
     if len(latencies) < NULL_LAUNCHES:
-        return LaunchFloor(t_sys_us=None, failure=f"the trace holds {len(latencies)} of {NULL_LAUNCHES} null launches")
-    return LaunchFloor(t_sys_us=percentiles(latencies), failure=None)
+        return None, f"the trace holds {len(latencies)} of {NULL_LAUNCHES} null launches"
+    return percentiles(latencies), None
 
 
 def describe_machine(device: str, calibration: Calibration, seed: int | None) -> Machine:
