@@ -11,16 +11,22 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.observe import Label, qualified_name
 from taxbreak_fx.sources import frame_source, module_names
 from taxbreak_fx.state import reachable_modules
+from taxbreak_fx.ticks import Spot, Ticks, call_spots
 
 
 @dataclass
@@ -38,6 +44,16 @@ class CapturedCall:
         return self.function(*self.args, **self.kwargs)
 
 
+class Witness(Protocol):
+    """Sees the arguments of every captured call just before it runs, and what came of it just after."""
+
+    def before(self, level: Literal["call", "leaf"], key: str, args: Any, kwargs: Any) -> None:
+        """The call is about to run."""
+
+    def after(self, level: Literal["call", "leaf"], key: str, result: Any) -> None:
+        """It has run."""
+
+
 @dataclass
 class RecordedSite:
     """One site as recorded: its label, the ops dispatched under it, and the keys of its captured leaf calls."""
@@ -47,21 +63,33 @@ class RecordedSite:
     leaf_keys: list[str] = field(default_factory=list)
     dtype: str | None = None
     call_key: str | None = None
+    stack: list[Spot] = field(default_factory=list)
+
+
+_PLAIN = (int, float, bool, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 def signature(args: Any, kwargs: Any) -> str:
-    """Shapes, strides, dtypes and scalars of a call, as one stable string."""
-    parts = []
-    for leaf in tree_flatten((args, kwargs))[0]:
-        if isinstance(leaf, torch.Tensor):
-            shape = "x".join(map(str, leaf.shape))
-            stride = ",".join(map(str, leaf.stride())) if leaf.layout is torch.strided else str(leaf.layout)
-            parts.append(f"{str(leaf.dtype)[6:]}[{shape}]({stride})")
-        elif isinstance(leaf, (int, float, bool, str, type(None), torch.dtype, torch.device)):
-            parts.append(repr(leaf))
-        else:
-            parts.append(type(leaf).__name__)
+    """Shapes, strides, dtypes and scalars of a call, as one stable string, which ``family_inputs`` reads back.
+
+    Options carry their names, since ``addmm``'s beta and alpha are both numbers; a tensor that wraps others its class.
+    """
+    parts = [_text(leaf) for leaf in tree_flatten(args)[0]]
+    parts += [f"{name}={_text(leaf)}" for name, value in kwargs.items() for leaf in tree_flatten(value)[0]]
     return ", ".join(parts)
+
+
+def _text(leaf: Any) -> str:
+    if isinstance(leaf, torch.Tensor):
+        shape = "x".join(map(str, leaf.shape))
+        stride = ",".join(map(str, leaf.stride())) if leaf.layout is torch.strided else str(leaf.layout)
+        plain = type(leaf) in (torch.Tensor, torch.nn.Parameter) or not is_traceable_wrapper_subclass(leaf)
+        return f"{str(leaf.dtype)[6:]}[{shape}]({stride})" + ("" if plain else f":{type(leaf).__name__}")
+    if isinstance(leaf, _PLAIN) or (
+        isinstance(leaf, slice) and all(isinstance(end, _PLAIN) for end in (leaf.start, leaf.stop, leaf.step))
+    ):
+        return repr(leaf)
+    return type(leaf).__name__
 
 
 def main_dtype(args: Any, kwargs: Any) -> str | None:
@@ -72,7 +100,10 @@ def main_dtype(args: Any, kwargs: Any) -> str | None:
 
 
 def freeze(args: Any, kwargs: Any, shared: set[int]) -> tuple[Any, Any]:
-    """The arguments with every storage copied once, but for those whose data pointer is in ``shared``."""
+    """The arguments with every storage copied once, but for those whose data pointer is in ``shared``.
+
+    ``requires_grad`` is kept: matmul folds its operands by it, also under no_grad, and then runs other kernels.
+    """
     copies: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,10 +111,14 @@ def freeze(args: Any, kwargs: Any, shared: set[int]) -> tuple[Any, Any]:
             return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() in shared:
-            return tensor.detach()
+            return like(tensor.detach(), tensor)
         copied = copies.setdefault(storage._cdata, storage.clone() if storage._cdata not in copies else storage)
         frozen = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return frozen.set_(copied, tensor.storage_offset(), tensor.size(), tensor.stride())
+        frozen.set_(copied, tensor.storage_offset(), tensor.size(), tensor.stride())
+        return like(frozen, tensor)
+
+    def like(frozen: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+        return frozen.requires_grad_() if tensor.requires_grad and not frozen.is_inference() else frozen
 
     with torch.no_grad(), _disable_current_modes():
         frozen: tuple[Any, Any] = tree_map_only(torch.Tensor, keep, (args, kwargs))
@@ -96,7 +131,12 @@ def functional(func: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     T_dispatch is compared with that of native ops, and those allocate: so must the library op beside them.
     """
     default = getattr(func.overloadpacket, "default", None) if func._overloadname == "out" else None
-    if default is None or "out" not in kwargs or len(default._schema.arguments) != len(func._schema.arguments) - 1:
+    if default is None or "out" not in kwargs:
+        return func, kwargs
+    wanted, offered = (
+        [(a.name, str(a.type)) for a in each._schema.arguments if a.name != "out"] for each in (func, default)
+    )
+    if wanted != offered:  # aten.mul.default, for one, multiplies two numbers
         return func, kwargs
     return default, {name: value for name, value in kwargs.items() if name != "out"}
 
@@ -104,12 +144,17 @@ def functional(func: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 class OpRecorder(TorchDispatchMode):
     """Records the ATen ops dispatched under the current site and, given ``calls``, captures each unique one."""
 
-    def __init__(self, calls: dict[str, CapturedCall] | None = None, shared: set[int] | None = None) -> None:
+    def __init__(
+        self,
+        calls: dict[str, CapturedCall] | None = None,
+        shared: set[int] | None = None,
+        witness: Witness | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.sites: list[RecordedSite] = []
         self.stray: list[str] = []
         self.current: RecordedSite | None = None
-        self._calls, self._shared = calls, shared or set()
+        self._calls, self._shared, self._witness = calls, shared or set(), witness
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -127,6 +172,11 @@ class OpRecorder(TorchDispatchMode):
                 replayed, options = functional(func, kwargs)
                 frozen = freeze(args, options, self._shared)
                 self._calls[key] = CapturedCall(key, name, main_dtype(args, kwargs), replayed, *frozen)
+                if self._witness is not None:
+                    self._witness.before("leaf", key, args, options)
+                    result = func(*args, **kwargs)
+                    self._witness.after("leaf", key, result)
+                    return result
         return func(*args, **kwargs)
 
     def begin(self, label: Label) -> None:
@@ -163,9 +213,10 @@ class EagerRecorder(TorchFunctionMode):
         roots: list[Any],
         calls: dict[str, CapturedCall] | None = None,
         shared: set[int] | None = None,
+        witness: Witness | None = None,
     ) -> None:
         super().__init__()
-        self._ops, self._calls, self._shared = ops, calls, shared or set()
+        self._ops, self._calls, self._shared, self._witness = ops, calls, shared or set(), witness
         self._names = module_names(reachable_modules(roots))
         self._stack: list[str] = []
 
@@ -177,6 +228,10 @@ class EagerRecorder(TorchFunctionMode):
         fresh = self._calls is not None and key not in self._calls and getattr(func, "__name__", "") != "__get__"
         frozen = freeze(args, kwargs, self._shared) if fresh else None
         self._ops.begin(label)
+        if self._calls is None:
+            self._ops.sites[-1].stack = call_spots(sys._getframe(1))
+        if fresh and self._witness is not None:
+            self._witness.before("call", key, args, kwargs)
         try:
             result = func(*args, **kwargs)
         finally:  # the author may catch what a call raises
@@ -187,6 +242,8 @@ class EagerRecorder(TorchFunctionMode):
             if self._calls is not None and frozen is not None:
                 op = "+".join(site.ops)
                 self._calls[key] = CapturedCall(key, op, site.dtype, func, *frozen)
+                if self._witness is not None:
+                    self._witness.after("call", key, result)
             if self._calls is not None and key in self._calls:
                 site.call_key = key
         return result
@@ -220,15 +277,65 @@ def record_eager(
     inference: bool,
     calls: dict[str, CapturedCall] | None = None,
     leaves: dict[str, CapturedCall] | None = None,
+    ticks: Ticks | None = None,
+    witness: Witness | None = None,
 ) -> OpRecorder:
-    """Run the uncompiled step once and return its sites.
+    """Run the uncompiled step once and return its sites: its torch calls or, given ``ticks``, what each of them holds.
 
     Under ``inference`` the ops seen are the composite, top-level ones (``aten.linear``); otherwise, under no_grad,
-    the leaf ones (``aten.addmm``).  ``calls`` and ``leaves`` receive the captured unique calls.
+    the leaf ones (``aten.addmm``).  ``calls`` and ``leaves`` receive the captured unique calls, each of which
+    ``witness`` sees run.
     """
-    ops = OpRecorder(leaves, shared)
-    eager = EagerRecorder(ops, roots, calls, shared)
+    ops = OpRecorder(leaves, shared, witness)
+    eager = EagerRecorder(ops, roots, calls, shared, witness)
+    gather = _Gather(ops)
     grad = torch.inference_mode() if inference else torch.no_grad()
-    with grad, eager.watching_modules(), eager, ops:
+    ticking = contextlib.nullcontext() if ticks is None else ticks.installed(gather)
+    with ticking, grad, eager.watching_modules(), eager, ops:
         step()
+    if ticks is not None:
+        ops.sites = gathered(ops, gather.edges)
     return ops
+
+
+def find_ticks(step: Callable[[], Any], roots: list[Any]) -> Ticks:
+    """Where the uncompiled step calls torch functions that dispatch ops.  Raises ``CaptureError`` as ``Ticks`` does."""
+    found = record_eager(step, roots, set(), True)
+    return Ticks(site.stack for site in found.sites if site.ops)
+
+
+class _Gather:
+    """Where the sites of a recorder begin and end, by number: what was recorded inside one tick is one site."""
+
+    def __init__(self, recorder: OpRecorder) -> None:
+        self._sites = recorder.sites
+        self.edges: list[int] = []
+
+    def enter(self) -> None:
+        self.edges.append(len(self._sites))
+
+    leave = enter
+
+
+def gathered(recorder: OpRecorder, edges: list[int]) -> list[RecordedSite]:
+    """One site per tick: the first of its torch calls that dispatched ops gives the name, all of them the ops.
+
+    Raises ``CaptureError`` when a call that dispatches ops lies in no tick.
+    """
+    ticked = []
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        calls = recorder.sites[start:stop]
+        busy = [call for call in calls if call.ops]
+        first = (busy or calls or [RecordedSite(Label("python"))])[0]
+        ticked.append(
+            RecordedSite(
+                label=first.label,
+                ops=[op for call in busy for op in call.ops],
+                leaf_keys=[key for call in busy for key in call.leaf_keys],
+                dtype=first.dtype,
+                call_key=first.call_key if len(busy) == 1 else None,
+            )
+        )
+    if sum(len(site.ops) for site in ticked) != sum(len(site.ops) for site in recorder.sites):
+        raise CaptureError("a torch call that was not met before dispatches ops: the step's work depends on data")
+    return ticked

@@ -10,7 +10,14 @@ from taxbreak_fx.model import Comparison, Interval, Removed, Variant
 from taxbreak_fx.recording import Timing
 from taxbreak_fx.stats import ratio, ratio_of_ratios
 
+# A convention, not a measurement: where code and data happen to lie in memory is the same in all pairs of a process, so
+# no interval shows what it does; and nobody acts on less than this.
+LEAST_EFFECT = 0.01
 TRACE_SPREAD = 1.02  # the same kernels traced in eager and in dynamo differed by up to 1.8 % (H200, 2026-11-23)
+# Two timing stages of one process on a shared 2-core CPU told ΔFT and device time apart alike to 18 % of T_host (20 A/A
+# reviews of gpt2-tiny, benchmarks/repeatability.py): replays run at another moment than the step they stand for.
+REPLAY_SPREAD = 0.2
+UNCHANGED = "no measurable change"
 LADDER = (("eager", "dynamo"), ("dynamo", "inductor"), ("inductor", "reduce-overhead"), ("eager", "eager-graph"))
 
 
@@ -25,10 +32,12 @@ def compare_all(variants: Sequence[Variant], timings: Mapping[str, Timing], base
 def compare(base: Variant, variant: Variant, timings: Mapping[str, Timing]) -> Comparison:
     """``variant`` against ``base``.
 
-    The wall ratio rests on pairs with the common reference, eager, in one process.  The host terms of both are first
-    brought to one clock by ``host_drift``: variants are measured minutes apart, and machines drift meanwhile.
+    The wall ratio rests on pairs with the common reference, eager, in one process; a change is claimed when its
+    interval leaves out 1 and it is larger than ``least_effect``.  The host terms of both are first brought to one clock
+    by ``host_drift``: variants are measured minutes apart, and machines drift meanwhile.
     """
     wall = wall_ratio(base.name, variant.name, timings)
+    verdict = verdict_of(wall, least_effect(timings))
     before, after = base.breakdown, variant.breakdown
     fields: dict[str, Any] = {
         "wall_ratio": wall,
@@ -40,16 +49,16 @@ def compare(base: Variant, variant: Variant, timings: Mapping[str, Timing]) -> C
         "kernels_after": variant.kernels,
     }
     reasons = {name: _why(name, base, variant) for name, value in fields.items() if value is None}
-    fields["breakeven_steps"], why = _breakeven(base, variant, wall)
+    fields["breakeven_steps"], why = _breakeven(base, variant, wall, verdict)
     if why:
         reasons["breakeven_steps"] = why
     drift = host_drift(timings[base.name]) / host_drift(timings[variant.name])
     return Comparison(
         base=base.name,
         variant=variant.name,
-        removed=_removed(base, variant, wall, drift),
-        verdict=_verdict(wall),
-        worse=_worse(base, variant, wall),
+        removed=_removed(base, variant, wall, drift, timings),
+        verdict=verdict,
+        worse=_worse(base, variant, wall, verdict),
         unmeasured=reasons,
         **fields,
     )
@@ -62,17 +71,46 @@ def host_drift(timing: Timing) -> float:
 
 def wall_ratio(base: str, variant: str, timings: Mapping[str, Timing]) -> Interval:
     """T_wall of ``variant`` ÷ T_wall of ``base``: paired directly when the base is eager, else through eager."""
-    own = timings[variant]
-    if base == "eager" or timings[base].base_wall_us == timings[base].wall_us:
+    own, other = timings[variant], timings[base]
+    if base == "eager" or other.base_wall_us == other.wall_us:
         return ratio(own.wall_us, own.base_wall_us)
-    other = timings[base]
-    to_eager = [a / b for a, b in zip(own.wall_us, own.base_wall_us, strict=True)]
-    base_to_eager = [a / b for a, b in zip(other.wall_us, other.base_wall_us, strict=True)]
-    return ratio_of_ratios(to_eager, base_to_eager)
+    return ratio_of_ratios(_divided(own.wall_us, own.base_wall_us), _divided(other.wall_us, other.base_wall_us))
 
 
-def _removed(base: Variant, variant: Variant, wall: Interval, drift: float) -> Removed:
-    """Base minus variant per term, with the variant's host times multiplied by ``drift``."""
+def host_noise(base: str, variant: str, timings: Mapping[str, Timing]) -> float:
+    """Half-width of the interval of T_host of ``variant`` ÷ ``base``, each against its own pairs with eager.
+
+    Both series count, also where the base is eager: its own T_host was measured at another time than the variant's.
+    """
+    own, other = timings[variant], timings[base]
+    found = ratio_of_ratios(_divided(own.host_us, own.base_host_us), _divided(other.host_us, other.base_host_us))
+    return (found.high - found.low) / 2
+
+
+def least_effect(timings: Mapping[str, Timing]) -> float:
+    """The smallest relative change that is claimed: as large as eager against itself showed, and ``LEAST_EFFECT``.
+
+    Eager is timed in pairs with itself like any variant: what its ratio is off 1 by, no other ratio can be sure of.
+    """
+    eager = timings.get("eager")
+    if eager is None or eager.base_wall_us == eager.wall_us:
+        return LEAST_EFFECT
+    return max(LEAST_EFFECT, abs(ratio(eager.wall_us, eager.base_wall_us).median - 1.0))
+
+
+def verdict_of(wall: Interval, least: float) -> str:
+    """``faster``, ``slower`` or ``no measurable change``: the interval holds 1, or the change is at most ``least``."""
+    if wall.low <= 1.0 <= wall.high or abs(wall.median - 1.0) <= least:
+        return UNCHANGED
+    return "faster" if wall.high < 1.0 else "slower"
+
+
+def _divided(times: Sequence[float], base: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(times, base, strict=True)]
+
+
+def _removed(base: Variant, variant: Variant, wall: Interval, drift: float, timings: Mapping[str, Timing]) -> Removed:
+    """Base minus variant per term, with the variant's host times multiplied by ``drift``, and the noise of each."""
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
     for name in ("ft_us", "ct_us", "kt_us"):
@@ -93,7 +131,30 @@ def _removed(base: Variant, variant: Variant, wall: Interval, drift: float) -> R
         reasons["device_us"] = f"{lacking.name}: {lacking.unmeasured.get('device_active_us', 'not measured')}"
     assert base.t_wall_us is not None  # every "ok" variant has its wall time
     values["wall_us"] = base.t_wall_us.median * (1.0 - wall.median)
-    return Removed(unmeasured=reasons, **values)
+    noise = _term_noise(base, variant, wall, host_noise(base.name, variant.name, timings))
+    return Removed(unmeasured=reasons, noise_us={name: noise[name] for name in noise if name not in reasons}, **values)
+
+
+def _term_noise(base: Variant, variant: Variant, wall: Interval, host: float) -> dict[str, float]:
+    """Half-width in microseconds within which a removed term is no measurable change.
+
+    A term is T_host less others, so T_host's own noise bounds it; one that isolated replay told apart (ΔCT and what is
+    left beside it; on the CPU device the device time too) is no surer than replays are.  Traced device times repeat to
+    ``TRACE_SPREAD``.  ΔKT is a count times one calibrated floor: equal where the counts are, so it has no entry.
+    """
+    assert base.t_wall_us is not None and base.t_host_us is not None  # every "ok" variant has both
+    traced = variant.launches is not None
+    replayed = max(_library_us(base), _library_us(variant)) if traced else base.t_host_us.median
+    split = max(max(host, LEAST_EFFECT) * base.t_host_us.median, REPLAY_SPREAD * replayed)
+    reach = max((wall.high - wall.low) / 2, LEAST_EFFECT)
+    noise = {"wall_us": reach * base.t_wall_us.median, "ft_us": split, "ct_us": split}
+    if base.device_active_us is not None:
+        noise["device_us"] = (TRACE_SPREAD - 1.0) * base.device_active_us if traced else split
+    return noise
+
+
+def _library_us(variant: Variant) -> float:
+    return (variant.breakdown.ct_us if variant.breakdown else None) or 0.0
 
 
 def _why(name: str, base: Variant, variant: Variant) -> str:
@@ -104,26 +165,20 @@ def _why(name: str, base: Variant, variant: Variant) -> str:
     return lacking.unmeasured.get(field, "not measured")
 
 
-def _breakeven(base: Variant, variant: Variant, wall: Interval) -> tuple[float | None, str]:
+def _breakeven(base: Variant, variant: Variant, wall: Interval, verdict: str) -> tuple[float | None, str]:
     """Build time ÷ wall time saved per step; null where nothing measurable is saved."""
     if variant.compile_s is None:
         return None, variant.unmeasured.get("compile_s", "build time not measured")
-    if wall.high >= 1.0:
+    if verdict != "faster":
         return None, "never: the variant is not measurably faster"
     assert base.t_wall_us is not None
     return variant.compile_s * 1e6 / (base.t_wall_us.median * (1.0 - wall.median)), ""
 
 
-def _verdict(wall: Interval) -> str:
-    if wall.low <= 1.0 <= wall.high:
-        return "no measurable change"
-    return "faster" if wall.high < 1.0 else "slower"
-
-
-def _worse(base: Variant, variant: Variant, wall: Interval) -> list[str]:
+def _worse(base: Variant, variant: Variant, wall: Interval, verdict: str) -> list[str]:
     """What the variant made worse, each in one sentence."""
     found = []
-    if wall.low > 1.0:
+    if verdict == "slower":
         found.append(f"wall time is {wall.median:.2f} times the base's")
     if base.kernels is not None and variant.kernels is not None and variant.kernels > base.kernels:
         found.append(f"more kernels: {base.kernels} → {variant.kernels}")

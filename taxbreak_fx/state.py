@@ -241,7 +241,9 @@ def _without_repeats(tensor: torch.Tensor) -> torch.Tensor:
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors of one dtype and shape hold the same bits: NaNs included, and any dtype."""
-    first, second = (tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (a, b))
+    first, second = (
+        tensor.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8) for tensor in (a, b)
+    )
     return torch.equal(first, second)
 
 

@@ -192,7 +192,21 @@ def test_weights_and_state_are_shared_not_copied() -> None:
     weight = nn.Parameter(torch.ones(4))
     (kept, view), _ = freeze((weight, weight[2:]), {}, {weight.untyped_storage().data_ptr()})
     assert kept.data_ptr() == weight.data_ptr() and view.data_ptr() == weight[2:].data_ptr()
-    assert not kept.requires_grad
+    assert kept is not weight and kept.grad_fn is None
+
+
+def test_arguments_keep_requires_grad_by_which_matmul_chooses_its_kernels() -> None:
+    weight, x = nn.Parameter(torch.ones(9, 32)), torch.ones(2, 32, 6).transpose(1, 2)
+    for shared in (set(), {weight.untyped_storage().data_ptr()}):
+        (kept, plain), _ = freeze((weight, x), {}, shared)
+        assert (kept.requires_grad, plain.requires_grad) == (True, False)
+    leaves: dict[str, CapturedCall] = {}
+    calls: dict[str, CapturedCall] = {}
+    record_eager(lambda: nn.functional.linear(x, weight), [], set(), inference=False, calls=calls, leaves=leaves)
+    (replay,) = calls.values()
+    again: dict[str, CapturedCall] = {}
+    record_eager(replay, [], set(), inference=False, leaves=again)
+    assert list(again) == list(leaves)
 
 
 def test_freezing_works_inside_the_recorders_own_modes() -> None:
@@ -207,7 +221,10 @@ def test_a_signature_tells_calls_apart_by_shape_stride_dtype_and_scalar() -> Non
     x = torch.ones(2, 3)
     variants = [(x,), (x.t(),), (x.t().contiguous(),), (x.to(torch.int64),), (x, 1), (x, 1.0), (x, True), (x, None)]
     assert len({signature(args, {}) for args in variants}) == len(variants)
-    assert signature((x, [x, 2]), {"dim": 0}) == "float32[2x3](3,1), float32[2x3](3,1), 2, 0"
+    assert signature((x, slice(0, 2)), {}) != signature((x, slice(0, 1)), {}) != signature((x, ...), {})
+    assert signature((x, slice(x, None)), {}) == "float32[2x3](3,1), slice"
+    assert signature((x, [x, 2]), {"dim": 0}) == "float32[2x3](3,1), float32[2x3](3,1), 2, dim=0"
+    assert signature((x,), {"beta": 0.5}) != signature((x,), {"alpha": 0.5})
 
 
 def test_the_dtype_of_a_call_is_that_of_its_floating_argument() -> None:
@@ -271,9 +288,11 @@ def test_an_out_overload_is_replayed_as_the_overload_that_allocates() -> None:
         recorder.begin(Label("extern:mm"))
         torch.ops.aten.mm.out(x, x, out=out)
         torch.ops.aten.add.out(x, x, alpha=2, out=out)  # has no overload called default
+        torch.ops.aten.mul.out(x, x, out=out)  # has one, of two numbers
         recorder.end()
-    mm, add = leaves.values()
+    mm, add, mul = leaves.values()
     assert (mm.op, mm.function, mm.kwargs) == ("aten.mm.out", torch.ops.aten.mm.default, {})
     assert (add.op, add.function, sorted(add.kwargs)) == ("aten.add.out", torch.ops.aten.add.out, ["alpha", "out"])
+    assert (mul.function, list(mul.kwargs)) == (torch.ops.aten.mul.out, ["out"])
     address = out.data_ptr()
     assert torch.equal(mm(), torch.full((2, 2), 2.0)) and mm().data_ptr() != address

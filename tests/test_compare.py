@@ -10,8 +10,8 @@ from fake_recording import FRAME, eager_recording, eager_timing, eager_trace, re
 from fake_recording import timing as bare_timing
 
 from taxbreak_fx.breakdown import decompose
-from taxbreak_fx.compare import compare, compare_all, wall_ratio
-from taxbreak_fx.model import Breakdown, Comparison, Variant
+from taxbreak_fx.compare import LEAST_EFFECT, UNCHANGED, compare, compare_all, least_effect, verdict_of, wall_ratio
+from taxbreak_fx.model import Breakdown, Comparison, Interval, Variant
 from taxbreak_fx.recording import Timing
 
 EAGER = decompose(eager_recording(), None)
@@ -81,11 +81,73 @@ def test_an_interval_around_one_is_no_measurable_change() -> None:
     found = against_eager(msgspec.structs.replace(timing("dynamo", base_wall_us=[120.0] * 20), wall_us=walls))
     assert found.wall_ratio is not None
     assert found.wall_ratio.low < 1.0 < found.wall_ratio.high
-    assert found.verdict == "no measurable change"
+    assert found.verdict == UNCHANGED == "no measurable change"
     assert (found.breakeven_steps, found.unmeasured["breakeven_steps"]) == (
         None,
         "never: the variant is not measurably faster",
     )
+
+
+def test_a_change_too_small_to_mean_anything_is_not_claimed_however_narrow_its_interval() -> None:
+    # 0.8 % faster in every pair
+    found = against_eager(timing("dynamo", wall_us=119.04))
+    assert found.wall_ratio is not None and found.wall_ratio.high < 1.0
+    assert (found.verdict, found.breakeven_steps) == (UNCHANGED, None)
+    assert against_eager(timing("dynamo", wall_us=118.0)).verdict == "faster"
+    assert against_eager(timing("dynamo", wall_us=121.0)).worse == []
+
+
+def test_what_eager_against_itself_shows_no_other_ratio_can_be_sure_of() -> None:
+    assert least_effect({}) == LEAST_EFFECT
+    # paired with itself eager took 126 µs beside 120: 5 %
+    skewed = msgspec.structs.replace(eager_timing(), wall_us=[126.0] * 10, base_wall_us=[120.0] * 10)
+    assert least_effect({"eager": skewed}) == pytest.approx(0.05)
+    timed = timing("dynamo", wall_us=115.2)  # 4 % faster
+    assert compare(EAGER, variant_of(timed), {"eager": skewed, "dynamo": timed}).verdict == UNCHANGED
+    assert compare(EAGER, variant_of(timed), {"eager": eager_timing(), "dynamo": timed}).verdict == "faster"
+
+
+@pytest.mark.parametrize(
+    ("low", "median", "high", "verdict"),
+    [
+        (0.90, 0.95, 0.99, "faster"),
+        (0.90, 0.95, 1.00, UNCHANGED),
+        (1.00, 1.05, 1.10, UNCHANGED),
+        (1.01, 1.05, 1.10, "slower"),
+        (1.001, 1.009, 1.02, UNCHANGED),
+    ],
+)
+def test_verdicts(low: float, median: float, high: float, verdict: str) -> None:
+    assert verdict_of(Interval(median=median, low=low, high=high, samples=20), LEAST_EFFECT) == verdict
+
+
+def test_removed_terms_carry_the_noise_of_the_host_time_they_are_made_of() -> None:
+    # T_host 100 beside eager's 100 in every pair: no scatter, so 1 % of the wall of 120 µs, and 20 % of the ΔCT of 13
+    still = against_eager(timing("dynamo", host_us=100.0)).removed
+    assert still.noise_us == pytest.approx({"wall_us": 1.2, "ft_us": 2.6, "ct_us": 2.6, "device_us": 0.02 * 60.0})
+    # ± 10 % from pair to pair
+    hosts = [90.0, 110.0, 100.0, 95.0, 105.0] * 4
+    noisy = msgspec.structs.replace(
+        timing("dynamo", wall_us=120.0),
+        host_us=hosts,
+        wall_us=[120.0] * 20,
+        base_wall_us=[120.0] * 20,
+        base_host_us=[100.0] * 20,
+    )
+    found = against_eager(noisy).removed
+    assert found.noise_us["ft_us"] == found.noise_us["ct_us"] > 3.0
+    assert found.ft_us is not None and abs(found.ft_us) < found.noise_us["ft_us"]
+    assert "kt_us" not in found.noise_us
+
+
+def test_on_the_cpu_every_term_is_as_sure_as_replays_are() -> None:
+    found = against_eager(timing("dynamo"), launches=None, unmeasured={"launches": "none on a CPU"}).removed.noise_us
+    assert found["ft_us"] == found["ct_us"] == found["device_us"] == pytest.approx(0.2 * 100.0)
+
+
+def test_a_term_that_is_null_has_no_noise() -> None:
+    found = against_eager(timing("dynamo"), device_active_us=None, unmeasured={"device_active_us": "timed out"})
+    assert "device_us" in found.removed.unmeasured and "device_us" not in found.removed.noise_us
 
 
 def test_breakeven_is_build_time_over_wall_time_saved() -> None:
