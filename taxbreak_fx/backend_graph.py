@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo import eval_frame
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from taxbreak_fx.backend_ranks import Ranks, fingerprint
@@ -113,7 +114,7 @@ class GraphCallable:
         return session.options.run if session.options.run in names else BASE
 
     def _settle(self, chosen: str) -> None:
-        run = self._compiled[chosen].run if chosen in self._compiled else self._gm.forward
+        run = _unwrapped(self._compiled[chosen].run if chosen in self._compiled else self._gm.forward)
         self._compiled.clear()
 
         def second(*args: Any) -> Any:
@@ -165,6 +166,18 @@ def _runs_custom_kernels(gm: torch.fx.GraphModule) -> bool:
         for node in module.graph.nodes
         if node.op == "call_function"
     )
+
+
+def _unwrapped(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` without the wrapper by which a compiler keeps Dynamo out of it: Dynamo wraps ``GraphCallable`` so itself.
+
+    Only the wrapper's own code tells it: its mark is copied by ``functools.wraps`` and seen through bound methods.
+    """
+    code = getattr(run, "__code__", None)
+    if code is None or code.co_filename != eval_frame.__file__:
+        return run
+    inner: Callable[..., Any] = getattr(run, "_torchdynamo_orig_callable", run)
+    return inner
 
 
 def _why(error: Exception) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 
-from taxbreak_fx.decompose import hdbi, orchestration
+from taxbreak_fx.decompose import hdbi, no_hdbi, orchestration
 from taxbreak_fx.draft import Draft, put_coverage
 from taxbreak_fx.families import classify_op
+from taxbreak_fx.family_inputs import inputs_of
 from taxbreak_fx.ft_parts import put_cpu_parts
-from taxbreak_fx.nodes import CPU_TIERS, SiteCost, host_only_nodes
+from taxbreak_fx.nodes import CPU_TIERS, SiteCost, family_replays, host_only_nodes, replay_kind
 from taxbreak_fx.recording import InSitu, Recording, Replay, Site, Timing
 
 MIN_NATIVE_OPS = 3  # fewer make no median
@@ -26,7 +27,8 @@ def decompose_cpu(draft: Draft, eager: Recording | None) -> None:
         draft.put(name, None, "the CPU device launches nothing")
     draft.fields["t_wait_us"] = 0.0
     draft.fields["issue_us"] = draft.host.median
-    draft.term("kt_us", None, "the CPU device launches nothing")
+    for name in ("kt_us", "hdbi_untraced"):
+        draft.term(name, None, "the CPU device launches nothing")
     clock = draft.clock
     if clock is None:
         reason = timing.in_situ_failure or "no in-situ times"
@@ -53,9 +55,10 @@ def decompose_cpu(draft: Draft, eager: Recording | None) -> None:
             draft.term(name, None, NO_BASE)
         total = host - device  # their sum is known all the same
     draft.term("orchestration_us", total, "")
-    draft.term("hdbi", hdbi(device, total) if device >= 0 else None, "negative_residual: device time is below zero")
+    draft.term("hdbi", hdbi(device, total), no_hdbi(total, device))
     put_coverage(draft)
     draft.nodes = host_only_nodes(timing, costs, NO_BASE)
+    draft.replay = family_replays(timing, None, None)
 
 
 def native_base(timing: Timing, eager: Timing | None) -> float | None:
@@ -74,7 +77,7 @@ def native_base(timing: Timing, eager: Timing | None) -> float | None:
 
 def _native_times(timing: Timing) -> list[float]:
     smallest = [r for r in timing.replays if r.level == "smallest" and r.host_us is not None]
-    kinds = [(r.host_us, classify_op(r.op, "cpu", dtype=r.dtype)) for r in smallest]
+    kinds = [(r.host_us, replay_kind(r, "cpu")) for r in smallest]
     return [us for us, kind in kinds if us is not None and not kind.i_lib and kind.family not in NO_WORK]
 
 
@@ -89,7 +92,7 @@ def cpu_site_costs(timing: Timing, clock: InSitu, base: float | None) -> list[Si
     smallest = {r.key: r for r in timing.replays if r.level == "smallest"}
     by_family: dict[str, list[float]] = {}
     for replay in smallest.values():
-        kind = classify_op(replay.op, "cpu", dtype=replay.dtype)
+        kind = replay_kind(replay, "cpu")
         if replay.host_us is not None and kind.family not in NO_WORK:
             by_family.setdefault(kind.family, []).append(replay.host_us)
     return [
@@ -105,7 +108,7 @@ def _cpu_site(
     dispatch, library, split, tiers = 0.0, 0.0, True, []
     for key in site.leaf_keys:
         op = key.split("(", 1)[0]
-        kind = classify_op(op, "cpu", dtype=site.dtype)
+        kind = classify_op(op, "cpu", dtype=site.dtype, inputs=inputs_of(key))
         if kind.family in NO_WORK:
             continue
         replay = smallest.get(key)

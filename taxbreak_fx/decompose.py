@@ -8,8 +8,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from taxbreak_fx.families import classify_op
-from taxbreak_fx.model import OutputCheck
+from taxbreak_fx.model import OutputCheck, Percentiles
+from taxbreak_fx.nodes import replay_kind
 from taxbreak_fx.recording import Activity, InSitu, Replay, ReplayTrace
 
 ERROR_RATIO = 3.0
@@ -30,8 +30,33 @@ def delta_kt(kernel_launches: int, t_sys_p50_us: float, graph_latency_us: Sequen
     return kernel_launches * t_sys_p50_us + sum(graph_latency_us)
 
 
+def flag_way(round_trip_us: Percentiles) -> float:
+    """The way of a kernel's flag to the host: half the median round trip host → polling kernel → host, an estimate.
+
+    The way there waits for the kernel's next poll and the way back does not, so half may be too much.
+    """
+    return round_trip_us.p50 / 2
+
+
+def untraced_floor(flag_us: Percentiles, round_trip_us: Percentiles) -> Percentiles:
+    """T_sys without a profiler: launch API entry until the host sees a kernel's flag, less the flag's way to the host.
+
+    T_sys lies between this and ``flag_us``.
+    """
+    way = flag_way(round_trip_us)
+    return Percentiles(p5=flag_us.p5 - way, p50=flag_us.p50 - way, p95=flag_us.p95 - way, samples=flag_us.samples)
+
+
+def graph_latency(first_node_us: Sequence[float], round_trip_us: Percentiles) -> list[float]:
+    """Latency of each graph launch without a profiler: launch entry until the host sees the flag of a kernel put before
+    the graph's first node, less the flag's way to the host.  Signs are kept."""
+    way = flag_way(round_trip_us)
+    return [us - way for us in first_node_us]
+
+
 def graph_floor(traced_us: Sequence[float], wall_us: float, device_active_us: float) -> list[float] | None:
-    """Latency of each graph launch: as traced, but in all no more than the un-instrumented T_wall − T_DeviceActive.
+    """Latency of each graph launch that has no untraced one: as traced, but in all no more than the un-instrumented
+    T_wall − T_DeviceActive.
 
     Tracing a graph node by node delays its first node; what the wall clock leaves beside the device's work bounds the
     launch from above.  None when nothing is left: then the traced device time is itself inflated beyond use.
@@ -48,9 +73,19 @@ def orchestration(ft_us: float, ct_us: float, kt_us: float) -> float:
 
 
 def hdbi(device_active_us: float, orchestration_us: float) -> float | None:
-    """HDBI = T_DeviceActive / (T_DeviceActive + T_Orchestration); None when both are zero."""
+    """HDBI = T_DeviceActive / (T_DeviceActive + T_Orchestration).
+
+    None when both are zero, or noise made one of them negative: then it is no share of anything.
+    """
     total = device_active_us + orchestration_us
-    return device_active_us / total if total else None
+    return device_active_us / total if total and device_active_us >= 0 <= orchestration_us else None
+
+
+def no_hdbi(orchestration_us: float, device_active_us: float) -> str:
+    """Why ``hdbi`` is None."""
+    if orchestration_us >= 0 and device_active_us >= 0:
+        return "the step did no work"
+    return f"negative_residual: {'T_Orchestration' if orchestration_us < 0 else 'device time'} is below zero"
 
 
 def device_active(activities: Sequence[Activity]) -> float:
@@ -69,9 +104,7 @@ def dispatch_base(leaves: Sequence[tuple[Replay, ReplayTrace]], launch_us: float
     native = [
         dispatch_time(replay.host_us, traced.launches, launch_us)
         for replay, traced in leaves
-        if replay.host_us is not None
-        and traced.launches
-        and not classify_op(replay.op, "cuda", dtype=replay.dtype).i_lib
+        if replay.host_us is not None and traced.launches and not replay_kind(replay, "cuda").i_lib
     ]
     return statistics.median(native) if native else None
 
@@ -84,6 +117,11 @@ def dispatch_time(host_us: float, launches: int, launch_us: float) -> float:
 def library_time(host_us: float, launches: int, launch_us: float, base_us: float) -> float:
     """ΔCT of one library op, subtractive: T_dispatch − T_dispatch_base.  Boxing is in both and cancels."""
     return dispatch_time(host_us, launches, launch_us) - base_us
+
+
+def library_direct(own_us: float, unheard_launches: int, launch_us: float) -> float:
+    """ΔCT of library calls, direct: time between entry and exit, less the launches made inside and not yet removed."""
+    return own_us - unheard_launches * launch_us
 
 
 def wait_time(clocked: InSitu, drained: InSitu, blocking: Sequence[int] | None) -> float:

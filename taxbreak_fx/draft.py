@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from taxbreak_fx.decompose import equal_outputs
-from taxbreak_fx.model import Breakdown, FamilyReplay, Interval, Node, Variant
-from taxbreak_fx.recording import InSitu, Recording, Timing
+from taxbreak_fx.model import Breakdown, FamilyLibrary, FamilyReplay, Interval, KtSource, Node, Variant
+from taxbreak_fx.recording import InSitu, Recording, Spans, Timing
 from taxbreak_fx.stats import interval
 
 
@@ -18,7 +18,18 @@ def on_clock_of(clock: InSitu, host_us: float) -> InSitu:
     return msgspec.structs.replace(
         clock,
         site_us=[us * scale for us in clock.site_us],
-        gap_us=[us * scale for us in clock.gap_us],
+        host_us=host_us,
+    )
+
+
+def on_speed_of(spans: Spans, host_us: float) -> Spans:
+    """As ``on_clock_of``, of the step's spans."""
+    scale = host_us / spans.host_us
+    return Spans(
+        around_us=None if spans.around_us is None else spans.around_us * scale,
+        runtime_us=None if spans.runtime_us is None else spans.runtime_us * scale,
+        glue_us=spans.glue_us * scale,
+        sites_us=spans.sites_us * scale,
         host_us=host_us,
     )
 
@@ -34,11 +45,14 @@ class Draft:
         self.term_reasons: dict[str, str] = {}
         self.parts: dict[str, float] = {}
         self.ct_source = "subtractive"
+        self.ct_families: list[FamilyLibrary] = []
+        self.kt_source: KtSource | None = None
         self.nodes: list[Node] = []
         self.replay: list[FamilyReplay] = []
         self.notes = list(timing.notes)
         self.host: Interval = interval(timing.host_us)
         self.clock = None if timing.in_situ is None else on_clock_of(timing.in_situ, self.host.median)
+        self.spans = None if timing.spans is None else on_speed_of(timing.spans, self.host.median)
         self.fields.update(t_wall_us=interval(timing.wall_us), t_host_us=self.host)
         self.put("compile_s", timing.compile_s, "eager compiles nothing")
         self.put("peak_memory_bytes", timing.peak_memory_bytes, "the CPU device has no allocator statistics")
@@ -62,7 +76,14 @@ class Draft:
 
     def finish(self) -> Variant:
         """The immutable variant; its invariants are checked as it is made."""
-        breakdown = Breakdown(ft_parts=self.parts, ct_source=self.ct_source, unmeasured=self.term_reasons, **self.terms)
+        breakdown = Breakdown(
+            ft_parts=self.parts,
+            ct_source=self.ct_source,
+            ct_families=self.ct_families,
+            kt_source=self.kt_source,
+            unmeasured=self.term_reasons,
+            **self.terms,
+        )
         self.fields["breakdown"] = breakdown
         return Variant(
             name=self.recording.variant,

@@ -6,20 +6,22 @@ that was interleaved with it.  What no piece explains stays visible as ``unattri
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 from taxbreak_fx.decompose import closure_error
 from taxbreak_fx.draft import Draft
 from taxbreak_fx.nodes import SiteCost
-from taxbreak_fx.recording import Frame, InSitu, Site, Timing
+from taxbreak_fx.recording import InSitu, Site, Timing
 
 AOT_VARIANTS = ("inductor", "reduce-overhead", "cudagraphs")
+_GLUE = {"dynamo": "node_python", "inductor": "wrapper", "eager-graph": "graph_wrapper"}
 
 
 def put_parts(draft: Draft, ft: float, issue: float, ct: float, launch: float) -> None:
     """Split ΔFT of a variant on CUDA; all arguments in microseconds."""
     if draft.timing.graph_launch_us is not None:
-        _graphed(draft, ft)
+        _graphed(draft, ft, ct + launch)
     elif draft.recording.variant == "eager":
         _eager(draft, issue, ct, launch)
     else:
@@ -28,113 +30,88 @@ def put_parts(draft: Draft, ft: float, issue: float, ct: float, launch: float) -
 
 def put_cpu_parts(draft: Draft, ft: float, costs: list[SiteCost]) -> None:
     """Split ΔFT of a variant on the CPU device: what its ops cost to dispatch, and what surrounds them."""
-    clock = draft.clock
-    assert clock is not None and draft.timing.in_situ is not None
     draft.parts["dispatch"] = sum(cost.ft_us for cost in costs if cost.ft_us is not None)
     if draft.recording.variant == "eager":
         draft.parts["python"] = ft - draft.parts["dispatch"]
-        _close(draft, lambda raw: sum(raw.site_us) + sum(raw.gap_us), wait_us=0.0)
-        return
-    frame = _frame(draft)
-    if frame is not None or draft.recording.scope != "step":
-        surroundings = _surroundings(draft, frame)
-        draft.parts.update(surroundings)
-        draft.parts[_wrapper_name(draft)] = gaps_inside_graphs(draft.timing, clock)
-        around = sum(surroundings.values())
-        _close(draft, lambda raw: around + sum(raw.site_us) + gaps_inside_graphs(draft.timing, raw), wait_us=0.0)
-    draft.parts["unattributed"] = ft - sum(draft.parts.values())
+    else:
+        _put_surroundings(draft)
+        draft.parts["unattributed"] = ft - sum(draft.parts.values())
+    _close(draft, 0.0)
 
 
 def _eager(draft: Draft, issue: float, ct: float, launch: float) -> None:
     """Python glue is what T_issue leaves above the calls that dispatch ops."""
-    if draft.clock is None:
-        draft.term("closure_error", None, draft.timing.in_situ_failure or "no in-situ times")
-        return
-    work = sum_sites(draft.timing, draft.clock, lambda site: bool(site.ops))
-    draft.parts["ops"] = work - ct - launch
-    draft.parts["python"] = issue - work
-    _close(draft, lambda raw: sum(raw.site_us) + sum(raw.gap_us), wait_us=draft.host.median - issue)
+    if draft.clock is not None:
+        work = sum_sites(draft.timing, draft.clock, lambda site: bool(site.ops))
+        draft.parts["ops"] = work - ct - launch
+        draft.parts["python"] = issue - work
+    _close(draft, draft.host.median - issue)
 
 
-def _graphed(draft: Draft, ft: float) -> None:
-    """A graphed step: guards and frame as measured, the graph's own runtime and input copies as the remainder."""
-    frame = draft.recording.frame
-    if frame is not None and draft.recording.variant != "eager-graph":
-        draft.parts.update(_surroundings(draft, frame))
-    name = "graph_wrapper" if draft.recording.variant == "eager-graph" else "cudagraph_runtime"
-    draft.parts[name] = ft - sum(draft.parts.values())
-    draft.term("closure_error", None, "the graph's runtime is itself the remainder: no independent piece to close")
+def _graphed(draft: Draft, ft: float, other: float) -> None:
+    """A graphed step: what surrounds its graphs, and the runtime that copies their inputs and launches them.
+
+    ``other``: library and launch time, which lies inside the runtime and its calls.
+    """
+    _put_surroundings(draft, (draft.spans.sites_us if draft.spans is not None else 0.0) - other)
+    draft.parts["unattributed"] = ft - sum(draft.parts.values())
+    _close(draft, draft.host.median - (ft + other))
 
 
 def _compiled(draft: Draft, ft: float, ct: float, launch: float) -> None:
-    """Captured graph or Inductor wrapper: guards, frame and AOT wrapper around the sites and the gaps between them."""
-    clock, frame = draft.clock, _frame(draft)
-    if clock is None or (frame is None and draft.recording.scope == "step"):
-        if clock is None:
-            draft.term("closure_error", None, draft.timing.in_situ_failure or "no in-situ times")
+    """Captured graph or Inductor wrapper: guards, frame and AOT wrapper around the sites and the glue between them."""
+    clock = draft.clock
+    if clock is not None:
+        _put_surroundings(draft)
+        if draft.recording.variant == "inductor":
+            triton = [site for site in draft.timing.sites if site.target.startswith("triton:")]
+            launched = len(triton) * (draft.recording.calibration.launch_us or 0.0)
+            launchers = sum_sites(draft.timing, clock, lambda site: site.target.startswith("triton:"))
+            allocations = sum_sites(draft.timing, clock, lambda site: "empty_strided" in site.target)
+            draft.parts["triton_launchers"] = launchers - launched
+            draft.parts["allocations"] = allocations
+            draft.parts["extern_calls"] = sum(clock.site_us) - launchers - allocations - ct - (launch - launched)
+        else:
+            draft.parts["ops"] = sum(clock.site_us) - ct - launch
+        draft.parts["unattributed"] = ft - sum(draft.parts.values())
+    _close(draft, draft.host.median - (ft + ct + launch))
+
+
+def _put_surroundings(draft: Draft, beside: float = 0.0) -> None:
+    """The clocked spans around the sites: guards and frame, AOT wrapper and runtime, wrapper or node Python.
+
+    ``beside``: what else belongs to the last of them.
+    """
+    spans, frame, variant = draft.spans, draft.recording.frame, draft.recording.variant
+    if spans is None:
         return
-    surroundings = _surroundings(draft, frame)
-    draft.parts.update(surroundings)
-    draft.parts[_wrapper_name(draft)] = gaps_inside_graphs(draft.timing, clock)
-    if draft.recording.variant == "inductor":
-        triton = [site for site in draft.timing.sites if site.target.startswith("triton:")]
-        launched = len(triton) * (draft.recording.calibration.launch_us or 0.0)
-        launchers = sum_sites(draft.timing, clock, lambda site: site.target.startswith("triton:"))
-        allocations = sum_sites(draft.timing, clock, lambda site: "empty_strided" in site.target)
-        draft.parts["triton_launchers"] = launchers - launched
-        draft.parts["allocations"] = allocations
-        draft.parts["extern_calls"] = sum(clock.site_us) - launchers - allocations - ct - (launch - launched)
-    else:
-        draft.parts["ops"] = sum(clock.site_us) - ct - launch
-    draft.parts["unattributed"] = ft - sum(draft.parts.values())
-    around = sum(surroundings.values())
-    _close(
-        draft,
-        lambda raw: around + sum(raw.site_us) + gaps_inside_graphs(draft.timing, raw),
-        wait_us=draft.host.median - (ft + ct + launch),
-    )
+    drift = 1.0 if frame is None else statistics.median(draft.timing.base_host_us) / frame.eager_us
+    if spans.around_us is not None:
+        if frame is None or frame.guards_us is None:
+            draft.parts["guards_and_frame"] = spans.around_us
+            if frame is None:
+                why = draft.recording.failures.get("frame", "not measured")
+                draft.notes.append(f"guards are not told from the frame around them: {why}")
+        else:
+            draft.parts["guards"] = frame.guards_us * drift
+            draft.parts["frame"] = spans.around_us - draft.parts["guards"]
+    inner = spans.glue_us + beside
+    if spans.runtime_us is not None:
+        draft.parts["aot_wrapper"] = spans.runtime_us
+    elif variant in AOT_VARIANTS and frame is not None and frame.aot_us is not None:
+        draft.parts["aot_wrapper"] = frame.aot_us * drift
+        inner -= draft.parts["aot_wrapper"]
+    draft.parts[_GLUE.get(variant, "cudagraph_runtime")] = inner
 
 
-def _close(draft: Draft, pieces: Callable[[InSitu], float], wait_us: float) -> None:
-    raw = draft.timing.in_situ
-    assert raw is not None
-    if draft.recording.scope != "step" and draft.recording.variant != "dynamo":
-        draft.term(
-            "closure_error", None, "inside a backend, Inductor's runtime around its code has no measure of its own"
-        )
+def _close(draft: Draft, wait_us: float) -> None:
+    """Closure: the clocked spans against the T_host of the steps that were interleaved with them, raw."""
+    spans = draft.timing.spans
+    if spans is None:
+        draft.term("closure_error", None, draft.timing.in_situ_failure or "no in-situ times")
         return
-    draft.term("closure_error", closure_error(pieces(raw) - wait_us, raw.host_us - wait_us), "")
-
-
-def _frame(draft: Draft) -> Frame | None:
-    frame = draft.recording.frame
-    if frame is None and draft.recording.scope == "step":
-        draft.term("closure_error", None, draft.recording.failures.get("frame", "frame not measured"))
-    return frame
-
-
-def _surroundings(draft: Draft, frame: Frame | None) -> dict[str, float]:
-    """Guards, eval frame and, where the backend goes through AOT autograd, the AOT wrapper; microseconds."""
-    if frame is None:  # captured graphs alone: the times begin inside
-        return {}
-    parts = (
-        {"guards_and_frame": frame.frame_us}
-        if frame.guards_us is None
-        else {"guards": frame.guards_us, "frame": frame.frame_us}
-    )
-    if draft.recording.variant in AOT_VARIANTS and frame.aot_us is not None:
-        parts["aot_wrapper"] = frame.aot_us
-    return parts
-
-
-def _wrapper_name(draft: Draft) -> str:
-    return "wrapper" if draft.recording.variant == "inductor" else "node_python"
-
-
-def gaps_inside_graphs(timing: Timing, clock: InSitu) -> float:
-    """Host time between sites of one graph call; between two graphs lie guards, frame and the author's Python."""
-    pairs = zip(clock.gap_us, timing.sites[:-1], timing.sites[1:], strict=True)
-    return sum(gap for gap, before, after in pairs if before.graph == after.graph)
+    pieces = (spans.around_us or 0.0) + (spans.runtime_us or 0.0) + spans.glue_us + spans.sites_us
+    draft.term("closure_error", closure_error(pieces - wait_us, spans.host_us - wait_us), "")
 
 
 def sum_sites(timing: Timing, clock: InSitu, chosen: Callable[[Site], bool]) -> float:

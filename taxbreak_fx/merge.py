@@ -14,7 +14,19 @@ import msgspec
 
 from taxbreak_fx.decompose import ERROR_RATIO, equal_outputs
 from taxbreak_fx.model import OutputCheck
-from taxbreak_fx.recording import Activity, InSitu, Launch, Recording, Replay, ReplayTrace, Timing, Trace, TracedStep
+from taxbreak_fx.recording import (
+    Activity,
+    InSitu,
+    Launch,
+    LibraryTimes,
+    Recording,
+    Replay,
+    ReplayTrace,
+    Spans,
+    Timing,
+    Trace,
+    TracedStep,
+)
 
 T = TypeVar("T")
 R = TypeVar("R", Replay, ReplayTrace)
@@ -48,9 +60,11 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
     check, failure, floor = _outputs(timings)
     clocks = _all([timing.in_situ for timing in timings])
     drained = _all([timing.drained for timing in timings])
+    spans = _all([timing.spans for timing in timings])
     compile_s = _all([timing.compile_s for timing in timings])
     peaks = _all([timing.peak_memory_bytes for timing in timings])
     launches = _all([timing.graph_launch_us for timing in timings])
+    first_nodes = _all([timing.graph_first_node_us for timing in timings])
     sites, ordinal = [], 0
     for timing in timings:
         sites += [msgspec.structs.replace(site, graph=ordinal + site.graph) for site in timing.sites]
@@ -64,11 +78,18 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
         compile_s=None if compile_s is None else sum(compile_s),
         peak_memory_bytes=None if peaks is None else max(peaks),
         sites=sites,
+        spans=None if spans is None else _spans(spans),
         in_situ=None if clocks is None else _clock(clocks),
         drained=None if drained is None else _clock(drained),
+        library=_libraries(timings),
+        library_failure=next((timing.library_failure for timing in timings if timing.library_failure), None),
         in_situ_failure=next((timing.in_situ_failure for timing in timings if timing.in_situ_failure), None),
         replays=_unique(replay for timing in timings for replay in timing.replays),
         graph_launch_us=None if launches is None else sum(launches),
+        graph_first_node_us=None if first_nodes is None else [us for one in first_nodes for us in one],
+        graph_first_node_failure=next(
+            (t.graph_first_node_failure for t in timings if t.graph_first_node_failure), None
+        ),
         output_check=check,
         output_failure=failure,
         output_floor=floor,
@@ -125,21 +146,39 @@ def _moved(site: int | None, by: int) -> int | None:
 
 
 def _clock(clocks: Sequence[InSitu]) -> InSitu:
-    gaps: list[float] = []
-    sites: list[float] = []
-    for clock in clocks:
-        if sites and clock.site_us:
-            # Between two graphs nothing was clocked, and their sites have different ordinals: no sum reads this entry.
-            gaps.append(0.0)
-        sites += clock.site_us
-        gaps += clock.gap_us
     return InSitu(
         drained=clocks[0].drained,
-        site_us=sites,
-        gap_us=gaps,
+        site_us=[us for clock in clocks for us in clock.site_us],
         host_us=sum(clock.host_us for clock in clocks),
         probe_us=statistics.fmean(clock.probe_us for clock in clocks),
         steps=min(clock.steps for clock in clocks),
+    )
+
+
+def _spans(spans: Sequence[Spans]) -> Spans:
+    around, runtime = (_all([getattr(one, name) for one in spans]) for name in ("around_us", "runtime_us"))
+    return Spans(
+        around_us=None if around is None else sum(around),
+        runtime_us=None if runtime is None else sum(runtime),
+        glue_us=sum(one.glue_us for one in spans),
+        sites_us=sum(one.sites_us for one in spans),
+        host_us=sum(one.host_us for one in spans),
+    )
+
+
+def _libraries(timings: Sequence[Timing]) -> LibraryTimes | None:
+    """The places of all graphs, sites renumbered as they are laid end to end; None when one graph lacks them."""
+    found = _all([timing.library for timing in timings])
+    if found is None:
+        return None
+    places, before = [], 0
+    for times, timing in zip(found, timings, strict=True):
+        places += [msgspec.structs.replace(place, site=_moved(place.site, before)) for place in times.sites]
+        before += len(timing.sites)
+    return LibraryTimes(
+        sites=places,
+        host_us=sum(times.host_us for times in found),
+        cost_us=statistics.fmean(times.cost_us for times in found),
     )
 
 

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "2.0.0"
 
 Origin = Literal["measured", "predicted", "ingested"]
 Status = Literal["ok", "failed", "skipped"]
+KtSource = Literal["untraced", "traced", "traced, bounded"]
 Phase = Literal["prefill", "decode", "forward"]
 
 # Sums are rebuilt from floats that were rounded nowhere; this only absorbs their last bits.
@@ -88,12 +89,56 @@ class Classification(Record, frozen=True, kw_only=True):
     reason: str
 
 
+class LaunchPath(Measured, frozen=True, kw_only=True):
+    """A launch on its way from the host to the device, from loops in C; microseconds per launch.
+
+    Host-blocking time of the launch call, un-instrumented: ``queued_us`` of a null kernel behind others, ``idle_us`` on
+    an idle stream, ``queued_arguments_us`` of a kernel with twelve arguments, ``queued_runtime_us`` through the CUDA
+    runtime instead of the driver.
+
+    The launch floor: ``t_sys_bare_us`` is launch API entry to null kernel start, traced, without Python.  Untraced,
+    ``flag_us`` is the same entry until the host sees a flag that the kernel wrote: an upper bound of T_sys.
+    ``round_trip_us`` is host → polling kernel → host; half of it stands for the flag's way back, so that
+    ``t_sys_untraced_us`` = ``flag_us`` − ``round_trip_us``.p50 / 2 is an estimate, not a reading.
+    """
+
+    MEASUREMENTS = (
+        "queued_us",
+        "idle_us",
+        "queued_arguments_us",
+        "queued_runtime_us",
+        "t_sys_bare_us",
+        "flag_us",
+        "round_trip_us",
+        "t_sys_untraced_us",
+    )
+
+    queued_us: Percentiles | None = None
+    idle_us: Percentiles | None = None
+    queued_arguments_us: Percentiles | None = None
+    queued_runtime_us: Percentiles | None = None
+    t_sys_bare_us: Percentiles | None = None
+    flag_us: Percentiles | None = None
+    round_trip_us: Percentiles | None = None
+    t_sys_untraced_us: Percentiles | None = None
+
+    @classmethod
+    def unavailable(cls, reason: str) -> LaunchPath:
+        """Nothing was measured, for one reason."""
+        return cls(unmeasured=dict.fromkeys(cls.MEASUREMENTS, reason))
+
+
+def _no_launch_path() -> LaunchPath:
+    return LaunchPath.unavailable("not measured")
+
+
 class Calibration(Measured, frozen=True, kw_only=True):
     """What one launch costs on this machine, and how fast its host is.
 
-    ``launch_us``: host-blocking time of one kernel launch call, un-instrumented.  ``t_sys_us``: null kernel,
-    launch API entry to kernel start, traced.  ``host_score``: iterations of a fixed single-thread Python loop per
-    microsecond, for scaling between hosts.
+    ``launch_us``: host-blocking time of one kernel launch call, un-instrumented; ``launch_source``: whether a loop in C
+    measured it, or calls through ctypes whose own cost was subtracted.  ``t_sys_us``: null kernel, launch API entry to
+    kernel start, traced.  ``host_score``: iterations of a fixed single-thread Python loop per microsecond, for scaling
+    between hosts.
     """
 
     MEASUREMENTS = ("launch_us", "t_sys_us")
@@ -101,6 +146,8 @@ class Calibration(Measured, frozen=True, kw_only=True):
     launch_us: float | None
     t_sys_us: Percentiles | None
     host_score: float
+    launch_source: Literal["C loop", "ctypes"] | None = None
+    launch_path: LaunchPath = msgspec.field(default_factory=_no_launch_path)
 
 
 class Conditions(Record, frozen=True, kw_only=True):
@@ -143,21 +190,44 @@ class StepInfo(Record, frozen=True, kw_only=True):
     options: dict[str, str] = {}
 
 
+class FamilyLibrary(Measured, frozen=True, kw_only=True):
+    """ΔCT of one op family per step, by both estimates; microseconds.
+
+    ``calls``: library calls that ask for work, as heard (direct), else the library ops replayed (subtractive).
+    """
+
+    MEASUREMENTS = ("direct_us", "subtractive_us")
+
+    family: str
+    calls: int
+    direct_us: float | None
+    subtractive_us: float | None
+
+
 class Breakdown(Measured, frozen=True, kw_only=True):
     """The decomposition of one variant; every equation is in ``decompose``.
 
-    ``ft_parts`` sums to ``ft_us``; its ``unattributed`` entry is the closure residual, with its sign.
+    ``kt_source`` says how the latency of graph launches in ``kt_us`` was had: ``untraced`` (a flag kernel before the
+    first node), ``traced``, or ``traced, bounded`` (to the wall time beside the device's work); null: no graph was
+    launched, or its latency is not known.  Kernel launches take T_sys.
+
+    ``hdbi_untraced`` is HDBI where ΔKT rests on the untraced estimate of T_sys (``LaunchPath.t_sys_untraced_us``)
+    instead of the traced one.  ``ft_parts`` sums to ``ft_us``; its ``unattributed`` entry is the closure residual, with
+    its sign.
     """
 
-    MEASUREMENTS = ("ft_us", "ct_us", "kt_us", "orchestration_us", "hdbi", "coverage", "closure_error")
+    MEASUREMENTS = ("ft_us", "ct_us", "kt_us", "orchestration_us", "hdbi", "hdbi_untraced", "coverage", "closure_error")
 
     ft_us: float | None
     ft_parts: dict[str, float]
     ct_us: float | None
     ct_source: str
+    ct_families: list[FamilyLibrary] = []
     kt_us: float | None
+    kt_source: KtSource | None = None
     orchestration_us: float | None
     hdbi: float | None
+    hdbi_untraced: float | None = None
     coverage: float | None
     closure_error: float | None
 
@@ -200,16 +270,19 @@ class FamilyReplay(Measured, frozen=True, kw_only=True):
     """Isolated replay beside the step, per family.
 
     ``hot_over_in_situ``: hot-loop host time over the same calls' in-situ host time.  ``kt_fw_us``: median launch
-    latency of the family's replays above T_sys (the paper's residual).  ``tiers`` counts unique ops per match tier.
+    latency of the family's replays above T_sys (the paper's residual).  ``leaf_us``: median hot-loop host time of its
+    ATen ops without what the OpOverload path adds (on CUDA that is T_dispatch and the launch).  ``tiers`` counts unique
+    ops per match tier.
     """
 
-    MEASUREMENTS = ("hot_over_in_situ", "kt_fw_us")
+    MEASUREMENTS = ("hot_over_in_situ", "kt_fw_us", "leaf_us")
 
     family: str
     unique_ops: int
     failed: int
     hot_over_in_situ: float | None
     kt_fw_us: float | None
+    leaf_us: float | None
     tiers: dict[str, int]
 
 
@@ -299,7 +372,10 @@ class Variant(Measured, frozen=True, kw_only=True):
 
 
 class Removed(Measured, frozen=True, kw_only=True):
-    """Base minus variant, per term: positive was removed, negative was added."""
+    """Base minus variant, per term: positive was removed, negative was added.
+
+    ``noise_us``: half-width per term within which the difference is no measurable change.
+    """
 
     MEASUREMENTS = ("ft_us", "ct_us", "kt_us", "device_us", "wall_us")
 
@@ -308,10 +384,12 @@ class Removed(Measured, frozen=True, kw_only=True):
     kt_us: float | None
     device_us: float | None
     wall_us: float | None
+    noise_us: dict[str, float] = {}
 
 
 class Comparison(Measured, frozen=True, kw_only=True):
-    """A variant against a base.  ``wall_ratio`` is variant ÷ base, paired inside one process.
+    """A variant against a base.  ``wall_ratio`` is variant ÷ base, paired inside one process: the
+    centre of the pairwise ratios with its 99.9 % interval (``stats.ratio``), not the 95 % one of single medians.
 
     ``breakeven_steps``: steps after which the variant's build time is repaid by the wall time it saves.
     """

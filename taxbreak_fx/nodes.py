@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from taxbreak_fx.families import classify_kernel, classify_op
+from taxbreak_fx.family_inputs import inputs_of
 from taxbreak_fx.model import Classification, FamilyReplay, Node, SourceLine
 from taxbreak_fx.recording import Activity, InSitu, Replay, ReplayTrace, Site, Timing, Trace
 
@@ -65,13 +66,20 @@ def site_kind(site: Site, device: str) -> Classification:
     """What a site is: decided by its leaf ops where they were seen, a library op before a native one before a view."""
     if site.target.startswith(("triton:", "cpp:")):
         return classify_op(site.target, device, dtype=site.dtype)
-    leaves = [classify_op(key.split("(", 1)[0], device, dtype=site.dtype) for key in site.leaf_keys]
+    leaves = [
+        classify_op(key.split("(", 1)[0], device, dtype=site.dtype, inputs=inputs_of(key)) for key in site.leaf_keys
+    ]
     working = [kind for kind in leaves if kind.family not in ("view", "copy")] or [
         k for k in leaves if k.family != "view"
     ]
     if working:
         return next((kind for kind in working if kind.i_lib), working[0])
     return leaves[0] if leaves else classify_op(site_op(site), device, dtype=site.dtype)
+
+
+def replay_kind(replay: Replay, device: str) -> Classification:
+    """What a leaf's replay is; its key tells the inputs."""
+    return classify_op(replay.op, device, dtype=replay.dtype, inputs=inputs_of(replay.key))
 
 
 def is_wrapper_line(site: Site) -> bool:
@@ -83,8 +91,8 @@ def cuda_nodes(
     timing: Timing,
     clock: InSitu | None,
     trace: Trace,
-    library: dict[int, float],
-    launch_us: float | None,
+    library: Mapping[int, float],
+    launch_us: Mapping[int, float] | None,
     t_sys_us: float | None,
     ct_missing: str = "",
 ) -> list[Node]:
@@ -116,7 +124,7 @@ def cuda_nodes(
                     launches[index],
                     in_situ,
                     None if unknown else library.get(index, 0.0),
-                    launch_us,
+                    None if launch_us is None else launch_us.get(index, 0.0),
                     t_sys_us,
                     _tier(site, by_site[index], traced),
                     timing.in_situ_failure,
@@ -148,7 +156,7 @@ def _site_row(
     elif ct_us is None:
         reasons["ft_us"] = ct_missing
     else:
-        ft = in_situ_us - ct_us - launches * (launch_us or 0.0)
+        ft = in_situ_us - ct_us - (launch_us or 0.0)
     if ct_us is None:
         reasons["ct_us"] = ct_missing
     kt = 0.0 if not launches else None if t_sys_us is None else launches * t_sys_us
@@ -350,19 +358,23 @@ def match_tier(step: Sequence[KernelId], replayed: Sequence[KernelId]) -> str:
     return "most common"
 
 
-def family_replays(timing: Timing, trace: Trace, t_sys_us: float | None) -> list[FamilyReplay]:
-    """Isolated replay beside the step, per family of its calls; families with most unique calls first."""
+def family_replays(timing: Timing, trace: Trace | None, t_sys_us: float | None) -> list[FamilyReplay]:
+    """Isolated replay beside the step, per family of its calls; families with most unique calls first.
+
+    Without a ``trace`` the step ran on the CPU device, where nothing is launched and no kernels are matched.
+    """
     clock = timing.in_situ
     hot: dict[tuple[str, str], Replay] = {(r.level, r.key): r for r in timing.replays}
-    traced: dict[tuple[str, str], ReplayTrace] = {(r.level, r.key): r for r in trace.replays}
+    traced: dict[tuple[str, str], ReplayTrace] = {(r.level, r.key): r for r in trace.replays} if trace else {}
     by_site: dict[int | None, list[Activity]] = collections.defaultdict(list)
-    if trace.step.sites == len(timing.sites):  # else the traced step met other calls: nothing to match
+    # A traced step that met other calls has nothing to match.
+    if trace is not None and trace.step.sites == len(timing.sites):
         for activity in trace.step.activities:
             by_site[activity.site].append(activity)
     members: dict[str, list[int]] = collections.defaultdict(list)
     for index, site in enumerate(timing.sites):
         if site.call_key or site.leaf_keys:
-            members[site_kind(site, "cuda").family].append(index)
+            members[site_kind(site, "cpu" if trace is None else "cuda").family].append(index)
     ok = {key: replay for key, replay in traced.items() if replay.failure is None}
     rows = [
         _family_replay(family, [(i, timing.sites[i]) for i in indices], clock, hot, ok, by_site, t_sys_us)
@@ -398,7 +410,14 @@ def _family_replay(
             in_situ_us += clock.site_us[index]
     leaves = [traced.get(("leaf", key)) for _, site in sites for key in set(site.leaf_keys)]
     latencies = [leaf.latency_us for leaf in leaves if leaf is not None and leaf.latency_us is not None]
+    bare = [
+        replay.host_us - (replay.boxing_us or 0.0)
+        for key in {key for _, site in sites for key in site.leaf_keys}
+        if (replay := hot.get(("leaf", key))) is not None and replay.host_us is not None
+    ]
     reasons = {}
+    if not bare:
+        reasons["leaf_us"] = "no ATen op of the family was replayed"
     ratio = hot_us / in_situ_us if in_situ_us > 0 else None
     if ratio is None:
         reasons["hot_over_in_situ"] = "only the uncompiled step's calls are replayed by their own Python targets"
@@ -411,6 +430,7 @@ def _family_replay(
         failed=failed,
         hot_over_in_situ=ratio,
         kt_fw_us=residual,
+        leaf_us=statistics.median(bare) if bare else None,
         tiers=dict(tiers),
         unmeasured=reasons,
     )

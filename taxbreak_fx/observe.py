@@ -8,6 +8,8 @@ call.  None changes what runs; each is put on for one pass and taken off again.
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +21,24 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from taxbreak_fx.model import SourceLine
-from taxbreak_fx.probes import Probe
+from taxbreak_fx.probes import ClockProbe, Probe
 from taxbreak_fx.sources import node_module_path, node_source
+from taxbreak_fx.ticks import Spot, Ticks, innermost_spot
 from taxbreak_fx.wrapper_lines import Origins
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a site is called: its target, where the author wrote it, and which graph call of the step it belongs to."""
+    """What a site is called: its target, where the author wrote it, and which graph call of the step it belongs to.
+
+    ``spot``: the instruction of Inductor's wrapper code that calls it.
+    """
 
     target: str
     source: SourceLine | None = None
     module_path: str | None = None
     graph: int = 0
+    spot: tuple[Spot, ...] = ()
 
 
 Labels = list[Label]
@@ -62,6 +69,22 @@ class GraphSwitch:
 
     def __call__(self, *args: Any) -> Any:
         return self.active(*args)
+
+
+def clocked(call: Callable[..., Any], stamps: list[int] | None) -> Callable[..., Any]:
+    """``call`` with the clock read at both its edges into ``stamps``; ``call`` itself without any."""
+    if stamps is None:
+        return call
+    append, now = stamps.append, time.perf_counter_ns
+
+    def reading(*args: Any) -> Any:
+        append(now())
+        try:
+            return call(*args)
+        finally:
+            append(now())
+
+    return reading
 
 
 def instrument_graph(gm: torch.fx.GraphModule, probe: Probe, labels: Labels | None, ordinal: Callable[[], int]) -> Any:
@@ -171,6 +194,39 @@ def wrapper_sites(
 
     ``origins``, one per module, say where the labelled sites come from.
     """
+    with _code_edges(modules, probe), _stand_ins(modules, probe, labels, ordinal, origins):
+        yield
+
+
+@contextlib.contextmanager
+def ticked_code(modules: list[types.ModuleType], probe: Probe, ticks: Ticks) -> Iterator[None]:
+    """As ``wrapper_sites``, where the places of the calls are known: by ticks in the wrapper modules' own code."""
+    with _code_edges(modules, probe), ticks.installed(probe):
+        yield
+
+
+@contextlib.contextmanager
+def _code_edges(modules: list[types.ModuleType], probe: Probe) -> Iterator[None]:
+    """The clock read at both edges of the code of Inductor's wrapper modules, for a ``ClockProbe``."""
+    switches = [module.call for module in modules if isinstance(module.call, GraphSwitch)]
+    if isinstance(probe, ClockProbe):
+        for switch in switches:
+            switch.active = clocked(switch.plain, probe.codes)
+    try:
+        yield
+    finally:
+        for switch in switches:
+            switch.active = switch.plain
+
+
+@contextlib.contextmanager
+def _stand_ins(
+    modules: list[types.ModuleType],
+    probe: Probe,
+    labels: Labels | None,
+    ordinal: Callable[[], int],
+    origins: Sequence[Origins],
+) -> Iterator[None]:
     replaced: list[tuple[dict[str, Any], str, Any]] = []
 
     def watch(number: int, target: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,7 +241,8 @@ def wrapper_sites(
         def labelled(*args: Any, **kwargs: Any) -> Any:
             assert labels is not None
             source, module_path = origins[number].of(target) if origins else (None, None)
-            labels.append(Label(target, source, module_path, graph=ordinal()))
+            spot = tuple(innermost_spot(sys._getframe(1)))
+            labels.append(Label(target, source, module_path, ordinal(), spot))
             return site(*args, **kwargs)
 
         return site if labels is None else labelled

@@ -33,24 +33,72 @@ class Site(Record, frozen=True, kw_only=True):
 class InSitu(Record, frozen=True, kw_only=True):
     """Clock reads around every site of the step, with the clock's own calibrated cost removed; microseconds.
 
-    ``site_us``: median per site.  ``gap_us``: median between the end of site k and the start of site k+1.  ``drained``:
-    the device was idle before every site, and the clock stopped while it drained.  ``host_us``: median un-instrumented
-    T_host of steps interleaved with the clocked ones.  ``probe_us``: what observing one site cost, before removal.
+    ``site_us``: mean per site over the middle half of the passes.  ``drained``: the device was idle before every site,
+    and the clock stopped while it drained.  ``host_us``: median un-instrumented T_host of steps interleaved with the
+    clocked ones.  ``probe_us``: what observing one site cost, before removal.
     """
 
     drained: bool
     site_us: list[float]
-    gap_us: list[float]
     host_us: float
     probe_us: float
     steps: int
+
+
+class Spans(Record, frozen=True, kw_only=True):
+    """The whole step by the clock of the in-situ passes, cost of the clock removed: these add up to the clocked step.
+
+    ``around_us``: outside the graph callables that Dynamo calls (None: the step has none).  ``runtime_us``: inside
+    those, around the code that Inductor wrote (None: there is none).  ``glue_us``: in the code around the sites.
+    ``sites_us``: in the sites.  ``host_us``: median un-instrumented T_host of the interleaved steps.
+    """
+
+    around_us: float | None
+    runtime_us: float | None
+    glue_us: float
+    sites_us: float
+    host_us: float
+
+
+class LibrarySite(Record, frozen=True, kw_only=True):
+    """Vendor-library calls and blocking calls that began in one place of the step, un-instrumented; microseconds.
+
+    ``site``: None for what began in no site; then ``around`` tells whether outside the graph callables.  ``own_us``:
+    outermost library calls, entry → exit, without the launches heard inside.  ``blocked_us``: blocking calls beyond
+    what they cost on an idle device.  ``calls``: library calls that ask for work.  ``launches_inside``: launches heard
+    inside library calls; ``launches_beside``: heard outside them; ``launch_us``: time inside both.  What a library
+    launches through a runtime of its own is not heard: that host time is still in ``own_us``.  ``graph_us``: time
+    inside graph launches.
+    """
+
+    site: int | None
+    around: bool
+    own_us: float
+    blocked_us: float
+    calls: int
+    launches_inside: int
+    launches_beside: int
+    launch_us: float
+    graph_us: float
+
+
+class LibraryTimes(Record, frozen=True, kw_only=True):
+    """The places of a step that called a library, blocked or launched; ``host_us``: T_host of interleaved plain steps.
+
+    ``cost_us``: what timing one call cost, before removal.
+    """
+
+    sites: list[LibrarySite]
+    host_us: float
+    cost_us: float
 
 
 class Replay(Record, frozen=True, kw_only=True):
     """One unique call, repeated alone with its real tensors: un-instrumented hot-loop host time per call.
 
     ``level``: ``call`` repeats the op's own Python target, ``leaf`` the ATen overload (with boxing), ``smallest`` the
-    ATen overload at its smallest valid shape (CPU device).  A failed replay has a reason and no time.
+    ATen overload at its smallest valid shape (CPU device).  A failed replay has a reason and no time.  ``boxing_us``:
+    what the OpOverload path from Python added to a leaf's time, in microseconds per call.
     """
 
     key: str
@@ -58,6 +106,7 @@ class Replay(Record, frozen=True, kw_only=True):
     op: str
     dtype: str | None
     host_us: float | None
+    boxing_us: float | None = None
     failure: str | None = None
 
 
@@ -78,6 +127,9 @@ class Timing(Record, frozen=True, kw_only=True):
     """Un-instrumented times of one variant, paired with eager in the same process; microseconds, one entry per pair.
 
     ``graph_launch_us``: host time of the step's ``CUDAGraph.replay`` calls, summed, on a drained stream.
+    ``graph_first_node_us``: per graph launch of the step, in order: entry of ``CUDAGraph.replay`` on a drained stream
+    until the host sees the flag of a kernel put before the graph's first node (of a twin of the variant), median over
+    steps; the flag's way to the host is still in it.  None: the variant is not graphed, or the reason beside it.
     """
 
     variant: str
@@ -88,11 +140,16 @@ class Timing(Record, frozen=True, kw_only=True):
     compile_s: float | None
     peak_memory_bytes: int | None
     sites: list[Site]
+    spans: Spans | None
     in_situ: InSitu | None
     drained: InSitu | None
     in_situ_failure: str | None = None
+    library: LibraryTimes | None = None
+    library_failure: str | None = None
     replays: list[Replay] = []
     graph_launch_us: float | None
+    graph_first_node_us: list[float] | None = None
+    graph_first_node_failure: str | None = None
     output_check: OutputCheck | None
     output_failure: str | None = None
     output_floor: float
@@ -160,16 +217,16 @@ class Trace(Record, frozen=True, kw_only=True):
 class Frame(Record, frozen=True, kw_only=True):
     """Host cost around a compiled graph, measured by subtraction with backends that compute nothing; microseconds.
 
-    ``guards_us`` = t(null) − t(null, guards skipped); ``frame_us`` = t(null, guards skipped): eval frame, bytecode and
-    the Python between graphs; ``aot_us`` = t(AOT(null)) − t(null).  Where guards cannot be skipped (``guards_us`` is
-    None: they choose between several compilations of one function), ``frame_us`` is t(null), guards included.
+    ``guards_us`` = t(null) − t(null, guards skipped); None where guards choose between several compilations of one
+    function and cannot be skipped.  ``aot_us`` = t(AOT(null)) − t(null).  ``eager_us``: T_host of eager steps
+    interleaved with these, by which they are brought to the host's speed at another time.
     """
 
     guards_us: float | None
     guards_failure: str | None = None
-    frame_us: float
     aot_us: float | None
     aot_failure: str | None = None
+    eager_us: float
 
 
 class HostFacts(Record, frozen=True, kw_only=True):
@@ -181,10 +238,12 @@ class HostFacts(Record, frozen=True, kw_only=True):
 
 
 class LaunchFloor(Record, frozen=True, kw_only=True):
-    """T_sys of a null kernel (traced, microseconds), or the reason it is null."""
+    """T_sys of a null kernel launched by Triton, and by a bare loop in C (traced, microseconds), or why it is null."""
 
     t_sys_us: Percentiles | None
     failure: str | None
+    bare_us: Percentiles | None = None
+    bare_failure: str | None = None
 
 
 class Recording(Record, frozen=True, kw_only=True):

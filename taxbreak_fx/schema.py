@@ -1,19 +1,48 @@
 """``review.json``: the versioned file form of a ``Review``, in and out.
 
-The rule of versions: another major version is refused; a newer minor is read and what it added is ignored.
+The rule of versions: a newer minor is read and what it added is ignored; version 1 is brought up to version 2 as it is
+read; any other major version is refused.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from taxbreak_fx.errors import FormatError, OutputError
-from taxbreak_fx.model import SCHEMA_VERSION, Review
+from taxbreak_fx.model import (
+    SCHEMA_VERSION,
+    Breakdown,
+    Calibration,
+    Comparison,
+    FamilyReplay,
+    LaunchPath,
+    Measured,
+    Node,
+    Removed,
+    Review,
+    Variant,
+)
+
+OLDER = "not measured by the version that made this review"
+_UPGRADED_MAJOR = 1
+_EDITED = "is damaged or was edited; review the model again"
+# The records of a version-1 file that have gained measurements since, or may, by the name under which a file has them.
+_MEASURED: dict[str, type[Measured]] = {
+    "calibration": Calibration,
+    "launch_path": LaunchPath,
+    "variants": Variant,
+    "breakdown": Breakdown,
+    "nodes": Node,
+    "replay": FamilyReplay,
+    "comparisons": Comparison,
+    "removed": Removed,
+}
 
 T = TypeVar("T")
 
@@ -53,6 +82,9 @@ def decode(data: bytes, name: str) -> Review:
     major = version.split(".")[0]
     if not (major.isascii() and major.isdigit()):
         raise FormatError(f"{name}: schema_version {version!r} is not a version like {SCHEMA_VERSION}")
+    if int(major) == _UPGRADED_MAJOR:
+        older = _decode(data, name, dict[str, Any], _EDITED)
+        return _reading(lambda: msgspec.convert(upgrade(older), Review), name, _EDITED)
     if major != ours:
         newer = int(major) > int(ours)
         mend = "upgrade taxbreak_fx" if newer else "review the model again, or read it with the older taxbreak_fx"
@@ -60,7 +92,28 @@ def decode(data: bytes, name: str) -> Review:
             f"{name}: schema_version {version!r} cannot be read, this taxbreak_fx reads {ours}.x "
             f"({SCHEMA_VERSION}): {mend}"
         )
-    return _decode(data, name, Review, "is damaged or was edited; review the model again")
+    return _decode(data, name, Review, _EDITED)
+
+
+def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """A version-1 review as the version of today: a measurement that it lacks is null, with the reason ``OLDER``."""
+    return {**_completed(content, None), "schema_version": SCHEMA_VERSION}
+
+
+def _completed(value: Any, kind: type[Measured] | None) -> Any:
+    """``value`` with every measurement of its records there; what is no record of ours the types will judge."""
+    if isinstance(value, list):
+        return [_completed(item, kind) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if kind is Calibration:
+        value = {"launch_path": {}} | value
+    found = {key: _completed(item, _MEASURED.get(key)) for key, item in value.items()}
+    lacking = [name for name in (kind.MEASUREMENTS if kind else ()) if name not in found]
+    reasons = found.get("unmeasured", {})
+    if lacking and isinstance(reasons, dict):
+        found |= dict.fromkeys(lacking) | {"unmeasured": reasons | dict.fromkeys(lacking, OLDER)}
+    return found
 
 
 def json_schema() -> dict[str, Any]:
@@ -111,8 +164,12 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def _decode(data: bytes, name: str, kind: type[T], hint: str) -> T:
+    return _reading(lambda: msgspec.json.decode(data, type=kind), name, hint)
+
+
+def _reading(read: Callable[[], T], name: str, hint: str) -> T:
     try:
-        return msgspec.json.decode(data, type=kind)
+        return read()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{name}: {_one_line(error)}; the file {hint}") from error
 

@@ -21,6 +21,11 @@ def foreign(filename: str) -> bool:
     return not filename.startswith((_TORCH, _OURS, "<"))
 
 
+def ours(filename: str) -> bool:
+    """Whether the file is this package's."""
+    return filename.startswith(_OURS)
+
+
 def frame_source(frame: types.FrameType | None) -> SourceLine | None:
     """The innermost frame outside torch and this package, or None."""
     while frame is not None:

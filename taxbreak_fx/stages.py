@@ -154,7 +154,7 @@ def recording(
 
 
 def with_floor(machine: Machine, outcome: Outcome | None, device: str) -> Machine:
-    """``machine`` with the traced launch floor filled in, or the reason it is missing."""
+    """``machine`` with the traced launch floors filled in, or the reason why one is missing."""
     if device == "cpu":
         return machine
     floor = outcome.value() if outcome is not None and outcome.failure is None else None
@@ -164,6 +164,14 @@ def with_floor(machine: Machine, outcome: Outcome | None, device: str) -> Machin
     if t_sys is None:
         failure = floor.failure if isinstance(floor, LaunchFloor) else outcome.failure if outcome else NOT_REACHED
         reasons["t_sys_us"] = failure or NOT_REACHED
+    path = calibration.launch_path
+    bare = floor.bare_us if isinstance(floor, LaunchFloor) else None
+    bare_reasons = {name: why for name, why in path.unmeasured.items() if name != "t_sys_bare_us"}
+    if bare is None:
+        failure = floor.bare_failure if isinstance(floor, LaunchFloor) else reasons["t_sys_us"]
+        bare_reasons["t_sys_bare_us"] = failure or NOT_REACHED
+    path = msgspec.structs.replace(path, t_sys_bare_us=bare, unmeasured=bare_reasons)
     return msgspec.structs.replace(
-        machine, calibration=msgspec.structs.replace(calibration, t_sys_us=t_sys, unmeasured=reasons)
+        machine,
+        calibration=msgspec.structs.replace(calibration, t_sys_us=t_sys, launch_path=path, unmeasured=reasons),
     )

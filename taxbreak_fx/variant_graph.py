@@ -6,7 +6,7 @@ import contextlib
 import copy
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taxbreak_fx.errors import CaptureError, UsageError
-from taxbreak_fx.observe import Labels, graph_replays, instrument_graph, wrapper_sites
+from taxbreak_fx.observe import Labels, graph_replays, instrument_graph, ticked_code, wrapper_sites
 from taxbreak_fx.probes import Probe
+from taxbreak_fx.ticks import Spot, node_spots
 from taxbreak_fx.variants import Built, compile_inductor, graph_skips
 from taxbreak_fx.wrapper_lines import Origins
 
@@ -90,6 +91,7 @@ class GraphVariant(Built):
     def __init__(self, compiled: Compiled, gm: torch.fx.GraphModule, inputs: list[Any], grad: bool) -> None:
         self.name = compiled.name
         self.graphed = compiled.name in GRAPHED
+        self.uncompiled = False
         self.mechanism = "generated" if compiled.name == "dynamo" else "stand-in"
         self.build_calls = WARM_CALLS if self.graphed else 1
         self._gm, self._modules = gm, compiled.modules
@@ -118,11 +120,13 @@ class GraphVariant(Built):
         self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None
     ) -> Iterator[None]:
         plain = self._plain
-        if self.name == "dynamo":
+        if self.name == "dynamo" and (self.ticks is None or labels is not None):
             plain = instrument_graph(self._gm, probe, labels, lambda: 1)
 
         def run(*args: Any) -> Any:
-            with mode or contextlib.nullcontext():
+            if mode is None:
+                return plain(*args)
+            with mode:
                 return plain(*args)
 
         self._active = run
@@ -132,9 +136,14 @@ class GraphVariant(Built):
         finally:
             self._active = self._plain
 
+    def spots(self, labels: Labels) -> list[Sequence[Spot]]:
+        return node_spots(self._gm) if self.name == "dynamo" else super().spots(labels)
+
     def _surround(self, probe: Probe, labels: Labels | None) -> contextlib.AbstractContextManager[None]:
         if self.graphed:
             return graph_replays(probe, labels)
+        if self.ticks is not None and labels is None:
+            return ticked_code(self._modules, probe, self.ticks)
         if self.name == "dynamo":
             return contextlib.nullcontext()
         origins = [Origins(module, self._gm) for module in self._modules] if labels is not None else []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 from unittest import mock
 
@@ -18,10 +18,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taxbreak_fx.errors import CaptureError, UsageError
 from taxbreak_fx.model import GraphInfo, SourceLine
-from taxbreak_fx.observe import EagerSites, GraphSwitch, Labels, graph_replays, instrument_graph, wrapper_sites
-from taxbreak_fx.probes import Probe
+from taxbreak_fx.observe import (
+    EagerSites,
+    GraphSwitch,
+    Labels,
+    clocked,
+    graph_replays,
+    instrument_graph,
+    ticked_code,
+    wrapper_sites,
+)
+from taxbreak_fx.probes import ClockProbe, Probe
 from taxbreak_fx.sources import foreign
 from taxbreak_fx.state import Snapshot
+from taxbreak_fx.ticks import Spot, Ticks, node_spots
 from taxbreak_fx.workload import Workload
 from taxbreak_fx.wrapper_lines import Origins
 
@@ -31,6 +41,7 @@ GRAPH_WARMUP_STEPS = 3  # torch.cuda.graph asks for eager runs on a side stream 
 class Built:
     """A variant ready to run: ``call`` runs one step; ``prepare`` is what a serving loop does between steps."""
 
+    uncompiled = True
     graphed = False
     mechanism = "function mode"
     build_calls = 1
@@ -39,6 +50,15 @@ class Built:
         self.call = call
         self.graphs: list[GraphInfo] = []
         self.notes: list[str] = []
+        self.ticks: Ticks | None = None  # how the sites are reached, once their places in the code are found
+
+    def tick(self, ticks: Ticks | None, mechanism: str = "ticks") -> None:
+        """Reach the sites of the step by ticks in its code, from now on; or, given None, by ``mechanism`` again."""
+        self.ticks, self.mechanism = ticks, mechanism
+
+    def spots(self, labels: Labels) -> list[Sequence[Spot]]:
+        """Where the code that a variant generated makes the calls that were labelled in one pass, for ``Ticks``."""
+        return [label.spot for label in labels]
 
     def prepare(self) -> None:
         """Nothing to do between steps, unless a variant says so."""
@@ -47,8 +67,8 @@ class Built:
     def observe(
         self, probe: Probe, labels: Labels | None = None, mode: TorchDispatchMode | None = None
     ) -> Iterator[None]:
-        """Route every site of the next steps through ``probe``; ``mode`` is entered where the ops are dispatched."""
-        with EagerSites(probe):
+        """Route every site of the next step through ``probe``; ``mode`` is entered where the ops are dispatched."""
+        with EagerSites(probe) if self.ticks is None else self.ticks.installed(probe):
             yield
 
     def release(self) -> None:
@@ -57,6 +77,8 @@ class Built:
 
 class _Compiled(Built):
     """A step under torch.compile; one ``GraphSwitch`` per graph that Dynamo hands over."""
+
+    uncompiled = False
 
     def __init__(self, workload: Workload) -> None:
         self._switches: list[tuple[GraphSwitch, torch.fx.GraphModule]] = []
@@ -86,10 +108,12 @@ class _Compiled(Built):
         def entered(run: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any) -> Any:
                 self._calls += 1
-                with mode or contextlib.nullcontext():
+                if mode is None:
+                    return run(*args)
+                with mode:
                     return run(*args)
 
-            return call
+            return clocked(call, probe.graphs if isinstance(probe, ClockProbe) else None)
 
         for switch, gm in self._switches:
             switch.active = entered(self._watch(probe, labels, gm, switch.plain))
@@ -116,8 +140,18 @@ class _Dynamo(_Compiled):
     def _compile(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         return gm.forward
 
+    def spots(self, labels: Labels) -> list[Sequence[Spot]]:
+        return [spot for _, gm in self._switches for spot in node_spots(gm)]
+
     def _watch(self, probe: Probe, labels: Labels | None, gm: torch.fx.GraphModule, plain: Callable[..., Any]) -> Any:
+        if self.ticks is not None and labels is None:
+            return plain
         return instrument_graph(gm, probe, labels, lambda: self._calls)
+
+    def _surround(self, probe: Probe, labels: Labels | None) -> contextlib.AbstractContextManager[None]:
+        if self.ticks is not None and labels is None:
+            return self.ticks.installed(probe)
+        return contextlib.nullcontext()
 
 
 class _Inductor(_Compiled):
@@ -135,6 +169,8 @@ class _Inductor(_Compiled):
         return compiled
 
     def _surround(self, probe: Probe, labels: Labels | None) -> contextlib.AbstractContextManager[None]:
+        if self.ticks is not None and labels is None:
+            return ticked_code(self._modules, probe, self.ticks)
         pairs = zip(self._modules, self._sources, strict=True) if labels is not None else ()
         origins = [Origins(module, gm) for module, gm in pairs]
         return wrapper_sites(self._modules, probe, labels, lambda: self._calls, origins)
@@ -184,6 +220,7 @@ class _CudaGraphsBackend(_Compiled):
 
 
 class _EagerGraph(Built):
+    uncompiled = False
     graphed = True
     mechanism = "stand-in"
 
@@ -271,6 +308,8 @@ def compile_inductor(
     def loading(*args: Any, **kwargs: Any) -> types.ModuleType:
         module = load(*args, **kwargs)
         if hasattr(module, "call") and module not in modules:
+            if not isinstance(module.call, GraphSwitch):  # two variants may share a module
+                module.call = GraphSwitch(module.call)  # type: ignore[attr-defined]
             modules.append(module)
         return module
 

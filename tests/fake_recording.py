@@ -10,16 +10,19 @@ from typing import Any, Literal
 
 import msgspec
 
-from taxbreak_fx.model import Breakdown, Calibration, OutputCheck, Percentiles, SourceLine, Variant
+from taxbreak_fx.model import Breakdown, Calibration, LaunchPath, OutputCheck, Percentiles, SourceLine, Variant
 from taxbreak_fx.recording import (
     Activity,
     Frame,
     InSitu,
     Launch,
+    LibrarySite,
+    LibraryTimes,
     Recording,
     Replay,
     ReplayTrace,
     Site,
+    Spans,
     Timing,
     Trace,
     TracedStep,
@@ -27,6 +30,7 @@ from taxbreak_fx.recording import (
 
 LAUNCH_US = 4.0
 T_SYS_US = 5.0
+UNTRACED_US = 3.0
 ADDMM, ADD, VIEW, ITEM = (
     "aten.addmm.default",
     "aten.add.Tensor",
@@ -41,13 +45,28 @@ def key(op: str, shape: str = "bfloat16[8x8](8,1)") -> str:
     return f"{op}({shape})"
 
 
-def calibration(launch_us: float | None = LAUNCH_US, t_sys_us: float | None = T_SYS_US) -> Calibration:
+def launch_path(untraced_us: float | None) -> LaunchPath:
+    """A launch path of which only the untraced T_sys matters here; a missing one has the reason "no untraced T_sys"."""
+    found = LaunchPath.unavailable("no untraced T_sys")
+    if untraced_us is None:
+        return found
+    floor = Percentiles(p5=untraced_us - 1, p50=untraced_us, p95=untraced_us + 1, samples=9)
+    reasons = {name: why for name, why in found.unmeasured.items() if name != "t_sys_untraced_us"}
+    return msgspec.structs.replace(found, t_sys_untraced_us=floor, unmeasured=reasons)
+
+
+def calibration(
+    launch_us: float | None = LAUNCH_US,
+    t_sys_us: float | None = T_SYS_US,
+    untraced_us: float | None = UNTRACED_US,
+) -> Calibration:
     """A machine with these floors; a missing one has the reason "no <name> here"."""
     floors = {"launch_us": launch_us, "t_sys_us": t_sys_us}
     return Calibration(
         launch_us=launch_us,
         t_sys_us=None if t_sys_us is None else Percentiles(p5=t_sys_us - 1, p50=t_sys_us, p95=t_sys_us + 1, samples=9),
         host_score=20.0,
+        launch_path=launch_path(untraced_us),
         unmeasured={name: f"no {name} here" for name, value in floors.items() if value is None},
     )
 
@@ -63,9 +82,16 @@ def site(target: str, *leaf_ops: str, composite: str | None = None, **fields: An
     )
 
 
-def clock(site_us: list[float], gap_us: list[float], host_us: float, drained: bool = False) -> InSitu:
+def clock(site_us: list[float], host_us: float, drained: bool = False) -> InSitu:
     """In-situ times as they come out of a clocked pass."""
-    return InSitu(drained=drained, site_us=site_us, gap_us=gap_us, host_us=host_us, probe_us=0.2, steps=7)
+    return InSitu(drained=drained, site_us=site_us, host_us=host_us, probe_us=0.2, steps=7)
+
+
+def spans(
+    sites_us: float, glue_us: float, host_us: float, around_us: float | None = None, runtime_us: float | None = None
+) -> Spans:
+    """The step's spans as they come out of the clocked passes."""
+    return Spans(around_us=around_us, runtime_us=runtime_us, glue_us=glue_us, sites_us=sites_us, host_us=host_us)
 
 
 def timing(variant: str = "eager", host_us: float = 100.0, wall_us: float = 120.0, **fields: Any) -> Timing:
@@ -76,6 +102,7 @@ def timing(variant: str = "eager", host_us: float = 100.0, wall_us: float = 120.
         "compile_s": None if variant == "eager" else 2.0,
         "peak_memory_bytes": 1024,
         "sites": [],
+        "spans": None,
         "in_situ": None,
         "drained": None,
         "graph_launch_us": None,
@@ -85,6 +112,20 @@ def timing(variant: str = "eager", host_us: float = 100.0, wall_us: float = 120.
         "output_floor": 1e-2,
     }
     return Timing(variant=variant, wall_us=[wall_us] * 10, host_us=[host_us] * 10, **(defaults | fields))
+
+
+def place(site: int | None = None, **fields: Any) -> LibrarySite:
+    """What was heard in one place of the step: nothing but what is given."""
+    nothing = {
+        "around": False, "own_us": 0.0, "blocked_us": 0.0, "calls": 0, "launches_inside": 0, "launches_beside": 0,
+        "launch_us": 0.0, "graph_us": 0.0,
+    }  # fmt: skip
+    return LibrarySite(site=site, **(nothing | fields))
+
+
+def libraries(*places: LibrarySite, host_us: float = 100.0) -> LibraryTimes:
+    """The places of a step as they come out of the listening passes."""
+    return LibraryTimes(sites=list(places), host_us=host_us, cost_us=0.25)
 
 
 def activity(
@@ -154,7 +195,7 @@ def kernel_of(op: str) -> str:
 
 
 # --- the reference eager step ---------------------------------------------------------------------------------------
-# T_host 100.  Sites: x.size() 1 µs (Python only), linear 30 (addmm: cuBLAS), add 20 (ATen); gaps 10 and 15.
+# T_host 100.  Sites: x.size() 1 µs (Python only), linear 30 (addmm: cuBLAS), add 20 (ATen); glue 25.
 # Leaf replays: addmm 25 µs with one launch, add 12 µs with one launch.
 # Device: linear's kernel 200…240 on stream 7, add's 230…260 on stream 9: they overlap for 10 µs.
 SITES = [
@@ -162,7 +203,7 @@ SITES = [
     site("torch.nn.functional.linear", ADDMM, composite="aten.linear.default", source=LINE, module_path="h.0.mlp"),
     site("torch.add", ADD, source=LINE, module_path="h.0"),
 ]
-SITE_US, GAP_US = [1.0, 30.0, 20.0], [10.0, 15.0]
+SITE_US, GLUE_US = [1.0, 30.0, 20.0], 25.0
 LEAVES = [leaf(ADDMM, 25.0, 1), leaf(ADD, 12.0, 1)]
 
 
@@ -170,7 +211,8 @@ def eager_timing(**fields: Any) -> Timing:
     """The timing of the reference step."""
     defaults: dict[str, Any] = {
         "sites": SITES,
-        "in_situ": clock(SITE_US, GAP_US, host_us=100.0),
+        "spans": spans(sum(SITE_US), GLUE_US, host_us=100.0),
+        "in_situ": clock(SITE_US, host_us=100.0),
         "replays": [timed for timed, _ in LEAVES],
     }
     return timing(**(defaults | fields))
@@ -222,13 +264,50 @@ def eager_recording(**fields: Any) -> Recording:
     return msgspec.structs.replace(recording(eager_timing(), eager_trace()), **fields)
 
 
-FRAME = Frame(guards_us=9.0, frame_us=7.0, aot_us=3.0)
+FRAME = Frame(guards_us=9.0, aot_us=3.0, eager_us=100.0)
 
 
 def parts_of(variant: Variant) -> Breakdown:
     """The breakdown of a variant that must have one."""
     assert variant.status == "ok" and variant.breakdown is not None
     return variant.breakdown
+
+
+def only_places(*places: LibrarySite, host_us: float = 100.0, **fields: Any) -> Recording:
+    """The reference step with what was heard in it."""
+    return eager_recording(timing=eager_timing(library=libraries(*places, host_us=host_us), **fields))
+
+
+# Heard in the reference step: a cuBLAS call of 16 µs that launches by a runtime of its own; add's launch, 4.5 µs.
+HEARD = (place(1, own_us=16.0, calls=1), place(2, launches_beside=1, launch_us=4.5))
+
+
+def graphed_recording(**fields: Any) -> Recording:
+    """A step of one CUDA graph (two kernels, one of them cuBLAS's) and one partition that Inductor left un-graphed,
+    which launches one kernel of cuBLAS and one of its own.
+
+    T_host 100: 30 around the graph callable, 25 of glue in it, 45 in the graph's replay.  The traced latency of the
+    graph's launch is 20.
+    """
+    defaults: dict[str, Any] = {
+        "sites": [site("CUDAGraph.replay")],
+        "spans": spans(45.0, 25.0, host_us=100.0, around_us=30.0),
+        "graph_launch_us": 45.0,
+    }
+    own, add = kernel_of(ADDMM), kernel_of(ADD)
+    traced = step(
+        [
+            activity(own, 200.0, 10.0, launch=0, at_site=0),
+            activity(add, 210.0, 10.0, launch=0, at_site=0),
+            activity(own, 230.0, 10.0, launch=1),
+            activity(add, 240.0, 10.0, launch=2),
+        ],
+        [launch("graph", at_site=0, activities=2), launch(), launch()],
+        sites=1,
+        syncs=fields.pop("syncs", None),
+    )
+    timed = timing("reduce-overhead", **(defaults | fields))
+    return recording(timed, trace(traced, "reduce-overhead", graph_latency_us=[20.0]))
 
 
 WAITING = [SITES[0], SITES[1], site("Tensor.item", ITEM)]
@@ -238,8 +317,8 @@ def waiting(**fields: Any) -> Recording:
     """The reference step whose third call waits: 20 µs as it runs, 5 µs on an idle device."""
     defaults: dict[str, Any] = {
         "sites": WAITING,
-        "in_situ": clock([1.0, 30.0, 20.0], GAP_US, 100.0),
-        "drained": clock([1.0, 28.0, 5.0], GAP_US, 100.0, drained=True),
+        "in_situ": clock([1.0, 30.0, 20.0], 100.0),
+        "drained": clock([1.0, 28.0, 5.0], 100.0, drained=True),
     }
     traced = eager_trace(eager_step(syncs=[("cudaStreamSynchronize", 2)]))
     return eager_recording(timing=eager_timing(**(defaults | fields)), trace=traced)

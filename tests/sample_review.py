@@ -2,9 +2,10 @@
 
 eager:  wall 1000 µs; T_host 900, T_wait 0, so T_issue 900; M = 20 launches at 5 µs = 100 µs in the launch API;
         ΔCT 200; ΔFT = 900 - 200 - 100 = 600; ΔKT = 20 x T_sys 4 = 80; T_Orchestration = 600 + 200 + 80 = 880;
-        device active 220; HDBI = 220 / (220 + 880) = 0.2.
+        ΔCT by family, direct and subtractive: gemm 160 and 152 (152 / 160 - 1 = -5 %), attention 40 and 46 (+15 %);
+        device active 220; HDBI = 220 / (220 + 880) = 0.2.  Untraced T_sys 3: ΔKT 60, HDBI = 220 / 1080 = 0.2037.
 inductor:  wall 500; T_issue 450; M = 8, 40 µs; ΔCT 150; ΔFT = 450 - 150 - 40 = 260; ΔKT = 32;
-        T_Orchestration = 442; device 158; HDBI = 158 / 600 = 0.26333.
+        T_Orchestration = 442; device 158; HDBI = 158 / 600 = 0.26333.  Untraced: ΔKT 24, HDBI = 158 / 592 = 0.26689.
         Removed: ΔFT 340, ΔCT 50, ΔKT 48, device 62, wall 500; ratio 0.5; 2 s of build / 500 µs = 4000 steps.
 reduce-overhead:  T_wait could not be measured, so ΔFT, T_Orchestration and HDBI are null.
 eager-graph:  T_issue 28, launch API 30, so ΔFT = -2, within the wall interval (20 wide); ΔKT 10;
@@ -20,8 +21,10 @@ from taxbreak_fx.model import (
     Calibration,
     Comparison,
     Conditions,
+    FamilyLibrary,
     GraphInfo,
     Interval,
+    LaunchPath,
     Machine,
     Node,
     OutputCheck,
@@ -34,6 +37,7 @@ from taxbreak_fx.model import (
 )
 
 NO_WAIT = "the drained pass cannot run inside a CUDA graph tree"
+TOO_MANY = "the step makes more library calls than can be recorded"
 AUTHOR_FILE = "/home/author/models/toy/modeling_toy.py"
 
 
@@ -41,12 +45,23 @@ def interval(median: float, low: float, high: float) -> Interval:
     return Interval(median=median, low=low, high=high, samples=100)
 
 
+def launch_path() -> LaunchPath:
+    """Flag 4 µs after the launch, 2 µs round trip: T_sys is 4 - 2 / 2 = 3 µs untraced, 4 µs traced."""
+    known = {"queued_us": 5.0, "idle_us": 6.0, "queued_arguments_us": 5.5, "t_sys_bare_us": 3.75, "flag_us": 4.0,
+             "round_trip_us": 2.0, "t_sys_untraced_us": 3.0}  # fmt: skip
+    return LaunchPath(
+        **{name: Percentiles(p5=us - 0.5, p50=us, p95=us + 2, samples=500) for name, us in known.items()},
+        unmeasured={"queued_runtime_us": "launch loop, runtime_kernel: CUDA error 500"},
+    )
+
+
 def machine() -> Machine:
     return Machine(
         device="Example GPU", host_cpu="Example CPU", cores=8, python="3.12.0", torch="2.11.0", cuda="13.0",
         driver="580.0", transformers="5.17.0", triton="3.6.0", date="2000-01-01T00:00:00Z",
         calibration=Calibration(
-            launch_us=5.0, t_sys_us=Percentiles(p5=3.5, p50=4.0, p95=6.0, samples=1000), host_score=20.0
+            launch_us=5.0, t_sys_us=Percentiles(p5=3.5, p50=4.0, p95=6.0, samples=1000), host_score=20.0,
+            launch_source="C loop", launch_path=launch_path(),
         ),
         conditions=Conditions(
             threads=8, affinity=[0, 1], gc="disabled", grad_mode="inference", seed=0, gpu_clocks_mhz={"sm": 1500.0},
@@ -56,15 +71,20 @@ def machine() -> Machine:
 
 
 def breakdown(
-    ft: float | None, ct: float, kt: float, device: float, parts: dict[str, float] | None = None
-) -> Breakdown:
+    ft: float | None, ct: float, kt: float, device: float, parts: dict[str, float] | None = None,
+    kt_untraced: float | None = None, families: list[FamilyLibrary] | None = None, source: str = "direct",
+) -> Breakdown:  # fmt: skip
+    """``kt_untraced``: ΔKT on the untraced floor; None where it is the same, because only graphs were launched."""
     orchestration = None if ft is None else ft + ct + kt
+    untraced = None if ft is None else ft + ct + (kt if kt_untraced is None else kt_untraced)
     missing = {"coverage": "not replayed", "closure_error": "no node times"}
     if ft is None:
-        missing |= dict.fromkeys(("ft_us", "orchestration_us", "hdbi"), NO_WAIT)
+        missing |= dict.fromkeys(("ft_us", "orchestration_us", "hdbi", "hdbi_untraced"), NO_WAIT)
     return Breakdown(
-        ft_us=ft, ft_parts=parts or {}, ct_us=ct, ct_source="direct", kt_us=kt, orchestration_us=orchestration,
-        hdbi=None if orchestration is None else device / (device + orchestration), coverage=None, closure_error=None,
+        ft_us=ft, ft_parts=parts or {}, ct_us=ct, ct_source=source,
+        ct_families=families or [], kt_us=kt, orchestration_us=orchestration,
+        hdbi=None if orchestration is None else device / (device + orchestration),
+        hdbi_untraced=None if untraced is None else device / (device + untraced), coverage=None, closure_error=None,
         unmeasured=missing,
     )  # fmt: skip
 
@@ -91,6 +111,12 @@ def variant(
         device_sum_us=device, library_calls={"cuBLASLt": 12 if name == "eager" else 0}, outputs_equal=equal,
         output_check=check, breakdown=terms, nodes=nodes or [], unmeasured=missing,
     )  # fmt: skip
+
+
+def family(name: str, calls: int, direct: float | None, subtractive: float | None, why: str = "") -> FamilyLibrary:
+    estimates = {"direct_us": direct, "subtractive_us": subtractive}
+    missing = {field: why for field, value in estimates.items() if value is None}
+    return FamilyLibrary(family=name, calls=calls, direct_us=direct, subtractive_us=subtractive, unmeasured=missing)
 
 
 def gone(before: float | None, after: float | None) -> float:
@@ -128,14 +154,19 @@ def sample_review() -> Review:
         node("aten.layer_norm.default", "normalization", 52, 4, 4, 60.0, 0.0, 16.0, 40.0, "model.layers.*.norm"),
         node("aten.gelu.default", "elementwise", 57, 4, 4, 50.0, 0.0, 16.0, 30.0, None),
     ]
+    eager_calls = [
+        family("gemm", 12, 160.0, 152.0), family("attention", 4, 40.0, 46.0),
+        family("outside recorded calls", 0, 0.0, None, "no op recorded there is known to call a library"),
+    ]  # fmt: skip
+    inductor_calls = [family("gemm", 12, None, 150.0, TOO_MANY)]
     parts = {"python": 350.0, "ops": 270.0, "unattributed": -20.0}
     eager = variant(
-        "eager", interval(1000, 990, 1020), 900.0, 100.0, 20, 20, 220.0, breakdown(600.0, 200.0, 80.0, 220.0, parts),
-        nodes=nodes,
+        "eager", interval(1000, 990, 1020), 900.0, 100.0, 20, 20, 220.0,
+        breakdown(600.0, 200.0, 80.0, 220.0, parts, 60.0, eager_calls), nodes=nodes,
     )  # fmt: skip
     inductor = variant(
-        "inductor", interval(500, 495, 510), 450.0, 40.0, 8, 8, 158.0, breakdown(260.0, 150.0, 32.0, 158.0),
-        compile_s=2.0,
+        "inductor", interval(500, 495, 510), 450.0, 40.0, 8, 8, 158.0,
+        breakdown(260.0, 150.0, 32.0, 158.0, None, 24.0, inductor_calls, f"subtractive: {TOO_MANY}"), compile_s=2.0,
     )  # fmt: skip
     reduce_overhead = variant(
         "reduce-overhead", interval(250, 240, 265), 70.0, 35.0, 2, 9, 165.0, breakdown(None, 0.0, 12.0, 165.0),

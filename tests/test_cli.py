@@ -230,7 +230,7 @@ def test_show_refuses_what_it_cannot_read(capsys: Capture, tmp_path: Path) -> No
     assert "cannot be read" in refused(capsys, 6, "show", "absent.json")
     (tmp_path / "broken.json").write_text("{")
     assert "broken.json" in refused(capsys, 6, "show", "broken.json")
-    content = json.loads(schema.encode(sample_review())) | {"schema_version": "2.0.0"}
+    content = json.loads(schema.encode(sample_review())) | {"schema_version": "3.0.0"}
     (tmp_path / "newer.json").write_text(json.dumps(content))
     assert "upgrade taxbreak_fx" in refused(capsys, 6, "show", "newer.json")
     refused(capsys, 2, "show", "newer.json", "--format", "pdf")

@@ -9,7 +9,7 @@ import pytest
 from fake_recording import (
     ADD,
     ADDMM,
-    GAP_US,
+    GLUE_US,
     SITE_US,
     SITES,
     VIEW,
@@ -24,6 +24,7 @@ from fake_recording import (
     leaf,
     parts_of,
     recording,
+    spans,
     step,
     timing,
     trace,
@@ -31,7 +32,8 @@ from fake_recording import (
 )
 
 from taxbreak_fx import decompose as eq
-from taxbreak_fx.breakdown import GRAPH_CT_REASON, NEGATIVE, decompose
+from taxbreak_fx.breakdown import NEGATIVE, decompose
+from taxbreak_fx.breakdown_library import NO_CALLS
 from taxbreak_fx.model import OutputCheck
 from taxbreak_fx.recording import Recording, Replay
 
@@ -60,6 +62,10 @@ def test_each_equation() -> None:
     assert eq.orchestration(49.0, 13.0, 57.5) == 119.5
     assert eq.hdbi(60.0, 180.0) == 0.25
     assert eq.hdbi(0.0, 0.0) is None
+    assert eq.hdbi(60.0, -48.0) is None and eq.hdbi(-1.0, 60.0) is None  # 60 ÷ 12 = 5 would be no share
+    assert eq.no_hdbi(0.0, 0.0) == "the step did no work"
+    assert eq.no_hdbi(-48.0, 60.0) == "negative_residual: T_Orchestration is below zero"
+    assert eq.no_hdbi(60.0, -1.0) == "negative_residual: device time is below zero"
     assert eq.dispatch_time(25.0, 2, 4.0) == 17.0
     assert eq.library_time(25.0, 1, 4.0, 8.0) == 13.0
     assert eq.library_time(11.0, 1, 4.0, 8.0) == -1.0
@@ -67,7 +73,7 @@ def test_each_equation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spans", "union"),
+    ("times", "union"),
     [
         ([], 0.0),
         ([(0.0, 10.0), (20.0, 5.0)], 15.0),  # apart
@@ -77,8 +83,8 @@ def test_each_equation() -> None:
         ([(20.0, 5.0), (0.0, 20.0)], 25.0),  # touching, out of order
     ],
 )
-def test_device_active_is_the_union_over_streams(spans: list[tuple[float, float]], union: float) -> None:
-    activities = [activity("k", start, length, stream=index) for index, (start, length) in enumerate(spans)]
+def test_device_active_is_the_union_over_streams(times: list[tuple[float, float]], union: float) -> None:
+    activities = [activity("k", start, length, stream=index) for index, (start, length) in enumerate(times)]
     assert eq.device_active(activities) == union
 
 
@@ -104,7 +110,7 @@ def test_dispatch_base_is_the_median_over_native_launching_ops_only() -> None:
 
 
 def test_wait_time_compares_the_blocking_sites_only() -> None:
-    clocked, drained = clock([10.0, 50.0, 20.0], [0.0, 0.0], 100.0), clock([9.0, 12.0, 19.0], [0.0, 0.0], 100.0, True)
+    clocked, drained = clock([10.0, 50.0, 20.0], 100.0), clock([9.0, 12.0, 19.0], 100.0, True)
     assert eq.wait_time(clocked, drained, [1]) == 38.0
     assert eq.wait_time(clocked, drained, None) == 1.0 + 38.0 + 1.0
     assert eq.wait_time(clocked, drained, []) == 0.0
@@ -134,7 +140,7 @@ def test_the_reference_step() -> None:
     assert variant.launch_us == 2 * 4.0
     # base = add: 12−4 = 8.  ΔCT = addmm: 25−4−8 = 13.
     assert parts.ct_us == 13.0
-    assert parts.ct_source == "subtractive"
+    assert parts.ct_source == "subtractive: library calls were not timed"
     assert parts.ft_us == 100.0 - 13.0 - 8.0
     assert parts.kt_us == 2 * 5.0
     assert parts.orchestration_us == 79.0 + 13.0 + 10.0
@@ -143,16 +149,18 @@ def test_the_reference_step() -> None:
     assert parts.hdbi == pytest.approx(60.0 / 162.0)
     # ops: 30 + 20 − 13 − 8; python: 100 − 50
     assert parts.ft_parts == {"ops": 29.0, "python": 50.0}
-    # raw pieces: sites 51, gaps 25
+    # raw pieces: sites 51, glue 25
     assert parts.closure_error == pytest.approx((76.0 - 100.0) / 100.0)
 
 
 def test_in_situ_times_are_brought_to_the_speed_of_the_pairs_but_the_closure_is_raw() -> None:
     # The clocked pass ran on a host twice as slow: sites 60 + 40 of T_host 200 stand for 30 + 20 of 100.
-    slow = clock([2 * us for us in SITE_US], [2 * us for us in GAP_US], host_us=200.0)
-    parts = parts_of(decompose(with_timing(in_situ=slow), None))
+    slow = clock([2 * us for us in SITE_US], host_us=200.0)
+    # Its spans met 160: all of them are raw pieces, 2 × 51 + 2 × 25 of 160.
+    raw = spans(2 * sum(SITE_US), 2 * GLUE_US, host_us=160.0)
+    parts = parts_of(decompose(with_timing(in_situ=slow, spans=raw), None))
     assert parts.ft_parts == {"ops": 29.0, "python": 50.0}
-    assert parts.closure_error == pytest.approx((152.0 - 200.0) / 200.0)
+    assert parts.closure_error == pytest.approx((152.0 - 160.0) / 160.0)
 
 
 def test_coverage_is_the_replayed_calls_over_t_host() -> None:
@@ -198,7 +206,7 @@ def test_a_variant_with_few_native_ops_takes_eagers_base_at_its_own_hosts_speed(
 
 def test_no_library_call_heard_means_zero() -> None:
     parts = parts_of(decompose(with_trace(library_calls={"cublas": 0, "cublaslt": 0, "cudnn": 0}), None))
-    assert (parts.ct_us, parts.ct_source, parts.ft_us) == (0.0, GRAPH_CT_REASON, 92.0)
+    assert (parts.ct_us, parts.ct_source, parts.ft_us) == (0.0, NO_CALLS, 92.0)
 
 
 # --- T_wait ---------------------------------------------------------------------------------------------------------
@@ -219,9 +227,9 @@ def test_wait_of_a_blocking_call_leaves_issue_time_parts_rows_and_closure() -> N
 
 def test_the_drained_pass_is_brought_to_the_hosts_speed() -> None:
     # As above, but the drained pass met a host twice as slow, and the clocked one a host half as slow as the pairs.
-    slow = clock([2.0, 56.0, 10.0], GAP_US, 200.0, drained=True)
+    slow = clock([2.0, 56.0, 10.0], 200.0, drained=True)
     assert decompose(waiting(drained=slow), None).t_wait_us == 15.0
-    fast = clock([0.5, 15.0, 10.0], [us / 2 for us in GAP_US], 50.0)
+    fast = clock([0.5, 15.0, 10.0], 50.0)
     variant = decompose(waiting(in_situ=fast, drained=slow), None)
     # the wait is 10 − 10 ÷ 4 as clocked; what is left of the call is 10 ÷ 2 at the speed of the pairs
     assert variant.t_wait_us == 7.5
@@ -244,7 +252,9 @@ def test_wait_is_null_when_a_sync_lies_outside_every_call() -> None:
     traced = eager_trace(eager_step(syncs=[("cudaStreamSynchronize", 2), ("cudaDeviceSynchronize", None)]))
     variant = decompose(msgspec.structs.replace(waiting(), trace=traced), None)
     assert variant.t_wait_us is None
-    assert variant.unmeasured["t_wait_us"] == "the step blocks outside every recorded call (cudaDeviceSynchronize)"
+    assert variant.unmeasured["t_wait_us"] == (
+        "the step blocks outside every recorded call (cudaDeviceSynchronize): its blocking calls were not timed"
+    )
 
 
 def test_wait_is_null_when_the_traced_step_met_other_calls() -> None:
@@ -265,8 +275,8 @@ def test_from_a_thousand_launches_on_every_call_may_wait_for_the_queue(
     traced = trace(msgspec.structs.replace(queued, deepest_queue=deepest), library_calls={"cublas": 0})
     timed = eager_timing(
         host_us=9_000.0,
-        in_situ=clock([1.0, 30.0, 8_000.0], GAP_US, 9_000.0),
-        drained=clock([0.0, 28.0, 8_000.0], GAP_US, 9_000.0, drained=True),
+        in_situ=clock([1.0, 30.0, 8_000.0], 9_000.0),
+        drained=clock([0.0, 28.0, 8_000.0], 9_000.0, drained=True),
     )
     assert decompose(eager_recording(timing=timed, trace=traced), None).t_wait_us == wait
 
@@ -330,9 +340,7 @@ def test_a_failed_replay_of_a_library_op_leaves_its_share_null_in_total_and_rows
 
 
 def test_no_native_op_to_subtract_leaves_library_time_null() -> None:
-    only = eager_timing(
-        sites=SITES[:2], in_situ=clock(SITE_US[:2], GAP_US[:1], 100.0), replays=[leaf(ADDMM, 25.0, 1)[0]]
-    )
+    only = eager_timing(sites=SITES[:2], in_situ=clock(SITE_US[:2], 100.0), replays=[leaf(ADDMM, 25.0, 1)[0]])
     traced = eager_trace(
         step([activity("k", 0.0, 5.0, at_site=1)], [launch(at_site=1)], sites=2), replays=[leaf(ADDMM, 25.0, 1)[1]]
     )
@@ -350,8 +358,19 @@ def test_a_residual_below_its_interval_is_null_within_it_keeps_its_sign() -> Non
     assert parts_of(decompose(eager_recording(timing=wide), None)).ft_us == pytest.approx(-1.0)
 
 
+def test_an_orchestration_below_zero_keeps_its_sign_and_has_no_hdbi() -> None:
+    # Two launches at 10: ΔFT = 10 − 0 − 20 = −10, within an interval of 15; ΔKT 2 × 2, untraced 2 × 1.
+    wide = msgspec.structs.replace(eager_timing(), host_us=[25.0] * 4 + [10.0] * 5)
+    quiet = eager_trace(library_calls={"cublas": 0})
+    floors = calibration(launch_us=10.0, t_sys_us=2.0, untraced_us=1.0)
+    parts = parts_of(decompose(eager_recording(timing=wide, trace=quiet, calibration=floors), None))
+    assert (parts.ft_us, parts.orchestration_us) == (-10.0, -6.0)
+    for name in ("hdbi", "hdbi_untraced"):
+        assert (getattr(parts, name), parts.unmeasured[name]) == (None, eq.no_hdbi(-6.0, 60.0))
+
+
 def test_in_situ_times_that_failed_leave_only_the_split_null() -> None:
-    variant = decompose(with_timing(in_situ=None, in_situ_failure="its work depends on data"), None)
+    variant = decompose(with_timing(spans=None, in_situ=None, in_situ_failure="its work depends on data"), None)
     parts = parts_of(variant)
     assert (parts.ft_us, parts.ft_parts) == (79.0, {})
     assert (parts.closure_error, parts.unmeasured["closure_error"]) == (None, "its work depends on data")

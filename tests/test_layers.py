@@ -24,9 +24,10 @@ PACKAGE = ROOT / "taxbreak_fx"
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("errors", "model", "request", "recording")),
     (1, ("families", "family_*", "hardware", "schema", "stats")),
-    (2, ("decompose", "merge", "nodes", "draft", "ft_parts", "breakdown", "breakdown_*", "timeline")),
+    (2, ("decompose", "merge", "nodes", "draft", "ft_parts", "breakdown", "breakdown_*", "timeline", "library_events")),
     (3, ("compare", "whatif", "findings")),
     (4, ("workload", "state", "capture", "sources", "wrapper_lines", "variants", "variant_*", "probes", "observe")),
+    (4, ("ticks", "tick_cost")),
     (
         5,
         (
@@ -36,7 +37,9 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "interpose",
             "launch_path",
             "verify",
+            "verify_*",
             "replay",
+            "replay_check",
             "library_calls",
             "calibrate",
             "null_kernel",
@@ -44,7 +47,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
         ),
     ),
     (6, ("stages", "pipeline", "supervisor")),
-    (7, ("api", "backend", "backend_*", "models", "model_configs", "factory", "worker")),
+    (7, ("api", "known_delay", "backend", "backend_*", "models", "model_configs", "factory", "worker")),
     (8, ("cli", "__main__")),
 )
 # Beside the layers: reports see a finished Review and nothing that produced it.

@@ -6,10 +6,9 @@ import msgspec
 import pytest
 
 from taxbreak_fx.breakdown import decompose
-from taxbreak_fx.ft_parts import gaps_inside_graphs
 from taxbreak_fx.merge import merge
 from taxbreak_fx.model import Calibration, GraphInfo, OutputCheck, Percentiles
-from taxbreak_fx.recording import Activity, InSitu, Launch, Recording, Replay, Site, Timing, Trace, TracedStep
+from taxbreak_fx.recording import Activity, InSitu, Launch, Recording, Replay, Site, Spans, Timing, Trace, TracedStep
 
 ADD = "aten.add.Tensor"
 
@@ -24,7 +23,6 @@ def timing(sites: int, host: list[float], site_us: float = 2.0) -> Timing:
     clock = InSitu(
         drained=False,
         site_us=[site_us] * sites,
-        gap_us=[1.0] * max(0, sites - 1),
         host_us=10.0 * sites,
         probe_us=0.5,
         steps=7,
@@ -38,6 +36,7 @@ def timing(sites: int, host: list[float], site_us: float = 2.0) -> Timing:
         compile_s=1.5,
         peak_memory_bytes=100 * sites,
         sites=[Site(target=f"op{i}", ops=(ADD,), graph=1, leaf_keys=(f"{ADD}()",)) for i in range(sites)],
+        spans=Spans(around_us=None, runtime_us=None, glue_us=3.0, sites_us=site_us * sites, host_us=10.0 * sites),
         in_situ=clock,
         drained=msgspec.structs.replace(clock, drained=True),
         replays=[Replay(key=f"{ADD}()", level="leaf", op=ADD, dtype="float32", host_us=3.0)],
@@ -88,14 +87,35 @@ def test_samples_add_by_repetition_as_far_as_all_graphs_go() -> None:
     assert [graph.compile_id for graph in merged.timing.graphs] == ["2/0", "3/0"]
 
 
-def test_gaps_between_graphs_enter_no_sum() -> None:
+def test_sites_are_laid_end_to_end_and_keep_their_graphs() -> None:
     merged = merge([recording(2, [20.0]), recording(0, [1.0]), recording(3, [30.0])]).timing
-    assert merged is not None and merged.in_situ is not None
+    assert merged is not None and merged.in_situ is not None and merged.drained is not None
     assert [site.graph for site in merged.sites] == [1, 1, 3, 3, 3]
-    assert len(merged.in_situ.gap_us) == len(merged.sites) - 1
-    # one gap inside the first graph, two inside the third, 1 µs each
-    assert gaps_inside_graphs(merged, merged.in_situ) == 3.0
-    assert sum(merged.in_situ.site_us) == 10.0 and merged.in_situ.host_us == 50.0
+    for clock in (merged.in_situ, merged.drained):
+        assert len(clock.site_us) == len(merged.sites)
+        assert sum(clock.site_us) == 10.0 and clock.host_us == 50.0
+
+
+def spanned(sites: int, spans: Spans | None) -> Recording:
+    one = recording(sites, [20.0])
+    assert one.timing is not None
+    return msgspec.structs.replace(one, timing=msgspec.structs.replace(one.timing, spans=spans))
+
+
+def test_spans_add_up_and_one_that_a_graph_lacks_is_lacking() -> None:
+    first = Spans(around_us=5.0, runtime_us=2.0, glue_us=3.0, sites_us=4.0, host_us=20.0)
+    other = Spans(around_us=50.0, runtime_us=None, glue_us=30.0, sites_us=40.0, host_us=200.0)
+    merged = merge([spanned(2, first), spanned(3, other)]).timing
+    assert merged is not None
+    assert merged.spans == Spans(around_us=55.0, runtime_us=None, glue_us=33.0, sites_us=44.0, host_us=220.0)
+    lost = merge([spanned(2, first), spanned(3, None)]).timing
+    assert lost is not None and lost.spans is None
+
+
+def test_the_closure_of_several_graphs_is_that_of_their_sums() -> None:
+    # Sites 4 + 6 and glue 3 + 3 of T_host 20 + 30; one call of each graph waits, and is as long when drained: no wait.
+    parts = decompose(merge([recording(2, [20.0]), recording(3, [30.0])]), None).breakdown
+    assert parts is not None and parts.closure_error == pytest.approx((4 + 6 + 3 + 3 - 50) / 50)
 
 
 def test_kernels_launches_and_device_time_add_up() -> None:

@@ -7,7 +7,6 @@ import pytest
 from fake_recording import (
     ADD,
     ADDMM,
-    GAP_US,
     ITEM,
     LEAVES,
     LINE,
@@ -29,10 +28,23 @@ from fake_recording import (
     trace,
 )
 
-from taxbreak_fx.model import Node, SourceLine
-from taxbreak_fx.nodes import cuda_nodes, device_sum_us, family_replays, folded, match_tier, short_kernel, site_kind
+from taxbreak_fx import nodes
+from taxbreak_fx.families import classify_op
+from taxbreak_fx.model import Classification, Node, SourceLine
+from taxbreak_fx.nodes import (
+    SiteCost,
+    cuda_nodes,
+    device_sum_us,
+    family_replays,
+    folded,
+    host_only_nodes,
+    match_tier,
+    replay_kind,
+    short_kernel,
+    site_kind,
+)
 from taxbreak_fx.nodes import site_op as shown
-from taxbreak_fx.recording import Replay, ReplayTrace, Timing, Trace
+from taxbreak_fx.recording import Replay, ReplayTrace, Site, Timing, Trace
 
 COPY = activity("Memcpy HtoD", 190.0, 3.0, launch=2, kind="memcpy")
 STRAY = activity("void stray<int>(int)", 270.0, 5.0, launch=2)
@@ -40,7 +52,11 @@ STRAY = activity("void stray<int>(int)", 270.0, 5.0, launch=2)
 
 def rows_of(timed: Timing, traced: Trace, library: dict[int, float] | None = None) -> list[Node]:
     """The rows at a launch cost of 4 µs and a T_sys of 5 µs."""
-    return cuda_nodes(timed, timed.in_situ, traced, library or {}, 4.0, T_SYS_US)
+    launch_us: dict[int, float] = {}
+    for made in traced.step.launches:
+        if made.kind == "kernel" and made.site is not None:
+            launch_us[made.site] = launch_us.get(made.site, 0.0) + 4.0
+    return cuda_nodes(timed, timed.in_situ, traced, library or {}, launch_us, T_SYS_US)
 
 
 def assert_whole(rows: list[Node], traced: Trace) -> None:
@@ -229,7 +245,7 @@ def test_a_row_shows_its_weakest_tier() -> None:
             sites=2,
         )
     )
-    timed = eager_timing(sites=sites, in_situ=clock([20.0, 20.0], [5.0], 100.0))
+    timed = eager_timing(sites=sites, in_situ=clock([20.0, 20.0], 100.0))
     assert [row.match_tier for row in rows_of(timed, traced)] == ["name"]
 
 
@@ -285,6 +301,58 @@ def test_families_in_isolated_replay() -> None:
     assert {row.unmeasured["kt_fw_us"] for row in without_floor} == {"T_sys not measured"}
 
 
+def test_leaf_times_of_a_family_are_without_the_overloads_boxing() -> None:
+    boxed = [msgspec.structs.replace(replay, boxing_us=1.5) for replay in eager_timing().replays]
+    plain, bare = (
+        {row.family: row.leaf_us for row in family_replays(eager_timing(replays=replays), eager_trace(), T_SYS_US)}
+        for replays in (eager_timing().replays, boxed)
+    )
+    assert {family: us for family, us in bare.items() if us is not None} == {
+        family: us - 1.5 for family, us in plain.items() if us is not None
+    }
+    assert len(bare) == 2 and None not in plain.values()
+    (unknown,) = {row.unmeasured["leaf_us"] for row in family_replays(eager_timing(replays=[]), eager_trace(), 5.0)}
+    assert unknown == "no ATen op of the family was replayed"
+
+
+def test_a_leaf_is_classified_by_its_inputs() -> None:
+    """Mamba's causal convolution is ATen's, as an H200 showed; another one is cuDNN's."""
+    op, data = "aten.convolution.default", "bfloat16[2x8x64](512,64,1)"
+    depthwise = f"{op}({data}, bfloat16[8x1x4](4,4,1), None, 1, 3, 1, False, 0, 8)"
+    dense = f"{op}({data}, bfloat16[8x8x4](32,4,1), None, 1, 3, 1, False, 0, 1)"
+    for leaf_key, library in ((depthwise, "ATen"), (dense, "cuDNN")):
+        site = Site(target="F.conv1d", ops=("aten.conv1d.default",), dtype="bfloat16", leaf_keys=(leaf_key,))
+        replay = Replay(key=leaf_key, level="leaf", op=op, dtype="bfloat16", host_us=1.0)
+        assert site_kind(site, "cuda").library == replay_kind(replay, "cuda").library == library
+
+
+def test_classification_is_asked_in_proportion_to_the_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def counting(op: str, device: str, *, dtype: str | None = None, inputs: str | None = None) -> Classification:
+        nonlocal asked
+        asked += 1
+        return classify_op(op, device, dtype=dtype, inputs=inputs)
+
+    monkeypatch.setattr(nodes, "classify_op", counting)
+    counts = []
+    works = [site for site in SITES if site.ops]
+    for copies in (10, 20, 40):
+        asked = 0
+        cost = SiteCost(1.0, 0.0, 1.0, "measured")
+        rows = host_only_nodes(eager_timing(sites=works * copies), [cost] * (len(works) * copies), "")
+        assert sum(row.count for row in rows) == len(works) * copies
+        counts.append(asked)
+    assert 0 < counts[0] <= 10 * sum(len(site.ops) + len(site.leaf_keys) for site in works)
+    assert counts[1:] == [2 * counts[0], 4 * counts[0]]
+
+
+def test_families_on_the_cpu_device_have_no_kernels_to_match() -> None:
+    rows = family_replays(eager_timing(), None, None)
+    assert {row.family for row in rows} == {"gemm", "elementwise"}
+    assert [(row.tiers, row.kt_fw_us) for row in rows] == [({}, None)] * 2
+
+
 def test_replays_are_not_matched_against_a_trace_of_other_calls() -> None:
     shifted = eager_trace(eager_step(sites=4))
     assert [row.tiers for row in family_replays(eager_timing(), shifted, T_SYS_US)] == [{}, {}]
@@ -292,13 +360,13 @@ def test_replays_are_not_matched_against_a_trace_of_other_calls() -> None:
 
 def test_a_family_that_launches_nothing() -> None:
     traced = ReplayTrace(key=key(VIEW), level="leaf", op=VIEW, kernels=[], launches=0, latency_us=None)
-    timed = eager_timing(sites=[site("Tensor.view", VIEW)], in_situ=clock(SITE_US[:1], [], 100.0))
+    timed = eager_timing(sites=[site("Tensor.view", VIEW)], in_situ=clock(SITE_US[:1], 100.0))
     (row,) = family_replays(timed, eager_trace(step([], [], sites=1), replays=[traced]), T_SYS_US)
     assert (row.family, row.kt_fw_us, row.unmeasured["kt_fw_us"]) == ("view", None, "the family launches nothing")
 
 
 def test_the_fixture_times_are_as_long_as_its_sites() -> None:
-    assert (len(SITES), len(SITE_US), len(GAP_US), len(LEAVES)) == (3, 3, 2, 2)
+    assert (len(SITES), len(SITE_US), len(LEAVES)) == (3, 3, 2)
 
 
 def test_an_authors_triton_kernel_is_known_by_the_process_that_defines_it() -> None:

@@ -13,15 +13,28 @@ import tiny_models
 import torch
 from torch import nn
 
+from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.observe import (
     EagerSites,
     GraphSwitch,
     Label,
+    clocked,
     graph_replays,
     instrument_graph,
+    ticked_code,
     wrapper_sites,
 )
-from taxbreak_fx.probes import RANGE, ClockProbe, CountProbe, DrainProbe, RangeProbe, clock_cost_us
+from taxbreak_fx.probes import (
+    RANGE,
+    ClockProbe,
+    CountProbe,
+    DrainProbe,
+    RangeProbe,
+    between,
+    clock_cost_us,
+    inline_cost_us,
+)
+from taxbreak_fx.ticks import Ticks
 
 Observed = Callable[[Any], AbstractContextManager[Any]]
 
@@ -33,7 +46,7 @@ def counts(run: Callable[[], Any], observed: Observed) -> list[int]:
         for probe in (clock, drain, ranges, count):
             with observed(probe):
                 run()
-    return [len(clock.split()[0]), len(drain.split()[0]), ranges.count, count.count]
+    return [len(clock.split()), len(drain.split()), ranges.count, count.count]
 
 
 # --- eager ----------------------------------------------------------------------------------------------------------
@@ -65,8 +78,7 @@ def test_an_eager_site_ends_when_its_call_raises() -> None:
         with pytest.raises(RuntimeError):
             torch.mm(x, x)
         x + 1
-    inside, gaps = probe.split()
-    assert (len(inside), len(gaps)) == (2, 1)
+    assert len(probe.stamps) == 4 and len(probe.split()) == 2
 
 
 # --- probes ---------------------------------------------------------------------------------------------------------
@@ -84,37 +96,57 @@ def ticking(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     yield advance
 
 
-def test_the_clock_probe_splits_sites_and_gaps(ticking: Callable[[int], None]) -> None:
+def test_the_clock_probe_has_what_lies_inside_sites_alone(ticking: Callable[[int], None]) -> None:
     probe = ClockProbe()
     for site_ns, gap_ns in ((3_000, 500), (4_000, 1_500), (5_000, 0)):
         probe.enter()
         ticking(site_ns)
         probe.leave()
         ticking(gap_ns)
-    assert probe.split() == ([3.0, 4.0, 5.0], [0.5, 1.5])
+    assert probe.split() == [3.0, 4.0, 5.0]
 
 
-def test_the_drain_lies_outside_site_and_gap(ticking: Callable[[int], None]) -> None:
+def test_the_drain_lies_outside_the_site(ticking: Callable[[int], None]) -> None:
     probe = DrainProbe(lambda: ticking(100_000))
     for site_ns, gap_ns in ((3_000, 500), (4_000, 1_500), (5_000, 0)):
         probe.enter()
         ticking(site_ns)
         probe.leave()
         ticking(gap_ns)
-    assert probe.split() == ([3.0, 4.0, 5.0], [0.5, 1.5])
+    assert probe.split() == [3.0, 4.0, 5.0]
 
 
 def test_no_site_and_one_site() -> None:
     for probe in (ClockProbe(), DrainProbe(lambda: None)):
-        assert probe.split() == ([], [])
+        assert probe.split() == []
         probe.enter()
         probe.leave()
-        assert [len(part) for part in probe.split()] == [1, 0]
+        assert len(probe.split()) == 1
 
 
-def test_the_clocks_own_cost_is_measured() -> None:
-    inside, outside = clock_cost_us(repeats=200)
+@pytest.mark.parametrize("cost", [clock_cost_us, inline_cost_us])
+def test_the_clocks_own_cost_is_measured(cost: Callable[[int], tuple[float, float]]) -> None:
+    inside, outside = cost(200)
     assert 0.0 < inside < 50.0 and -1.0 < outside < 50.0
+
+
+def test_a_clock_that_stands_still_is_told(ticking: Callable[[int], None]) -> None:
+    with pytest.raises(MeasurementError, match="the monotonic clock does not advance"):
+        clock_cost_us(10)
+
+
+def test_a_clocked_callable_is_read_at_both_edges_also_when_it_raises(ticking: Callable[[int], None]) -> None:
+    def call(ns: int) -> int:
+        ticking(ns)
+        return 1000 // ns
+
+    stamps: list[int] = []
+    assert clocked(call, None) is call
+    assert clocked(call, stamps)(5) == 200
+    with pytest.raises(ZeroDivisionError):
+        clocked(call, stamps)(0)
+    assert stamps == [0, 5, 5, 5]
+    assert between([0, 5_000, 7_000, 8_000]) == [5.0, 1.0]
 
 
 def test_ranges_carry_the_sites_number() -> None:
@@ -185,7 +217,7 @@ def test_every_pass_of_a_graph_meets_the_same_sites_and_the_last_probe_alone_is_
     with torch.no_grad():
         for probe in probes:
             instrument_graph(gm, probe, None, lambda: 0)(*inputs)
-    found = [len(probes[0].split()[0]), len(probes[1].split()[0]), probes[2].count, probes[3].count]
+    found = [len(probes[0].split()), len(probes[1].split()), probes[2].count, probes[3].count]
     assert found == [5, 5, 5, 5]
 
 
@@ -296,6 +328,41 @@ def test_wrapper_lines_are_sites_with_labels_and_the_graph_they_belong_to() -> N
 def test_every_pass_of_a_wrapper_meets_the_same_sites() -> None:
     module, _, call = wrapper()
     assert counts(call, lambda probe: wrapper_sites([module], probe, None, lambda: 0)) == [len(TARGETS)] * 4
+
+
+def test_the_code_of_a_wrapper_is_clocked_around_its_sites() -> None:
+    module, _, call = wrapper()
+    switch = GraphSwitch(call)
+    module.call = switch  # type: ignore[attr-defined]
+    probe = ClockProbe()
+    with wrapper_sites([module], probe, None, lambda: 0):
+        switch()
+        switch()
+    assert (len(probe.codes), len(probe.stamps), probe.graphs) == (4, 4 * len(TARGETS), [])
+    for number in range(2):
+        (entered, left), sites = probe.codes[2 * number : 2 * number + 2], 2 * len(TARGETS)
+        inner = probe.stamps[number * sites : (number + 1) * sites]
+        assert [entered, *inner, left] == sorted([entered, *inner, left])
+    assert switch.active is call
+    with wrapper_sites([module], CountProbe(), None, lambda: 0):
+        assert switch.active is call  # only a clock has use for the edges
+
+
+def test_a_wrappers_calls_are_ticked_where_its_stand_ins_found_them() -> None:
+    module, log, call = wrapper()
+    labels: list[Label] = []
+    with wrapper_sites([module], CountProbe(), labels, lambda: 0):
+        call()
+    assert {spot[0] for label in labels for spot in label.spot} == {call.__code__}
+    log.clear()
+    ticks = Ticks(label.spot for label in labels)
+    count, clock = CountProbe(), ClockProbe()
+    for probe in (count, clock):
+        with ticked_code([module], probe, ticks):
+            call()
+    # the same lines, and what they call is Inductor's own
+    assert (count.count, len(clock.split())) == (len(TARGETS), len(TARGETS))
+    assert log == ["kernel", "mm", "cpp"] * 2
 
 
 def test_a_wrappers_names_are_restored_even_after_an_exception() -> None:

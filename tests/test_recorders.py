@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import sys
@@ -20,14 +21,24 @@ from taxbreak_fx.capture import CapturedCall
 from taxbreak_fx.errors import CaptureError, MeasurementError
 from taxbreak_fx.model import StepInfo
 from taxbreak_fx.pipeline import Runner
+from taxbreak_fx.probes import ClockProbe
+from taxbreak_fx.recorders import in_situ as recorders_in_situ
 from taxbreak_fx.recorders.bench import MAX_PAIRS, MIN_PAIRS, Bench, one_line, quiet_gc
 from taxbreak_fx.recorders.frame import measure_frame
-from taxbreak_fx.recorders.in_situ import CLOCKED_STEPS, in_situ, observation_cost_us
+from taxbreak_fx.recorders.in_situ import (
+    CLOCKED_STEPS,
+    MAX_BLOCKS,
+    MIN_BLOCKS,
+    PLAIN_STEPS,
+    in_situ,
+    observation_cost_us,
+)
 from taxbreak_fx.recorders.outputs import NOT_FINITE, OutputReference
-from taxbreak_fx.recorders.timing import time_variant
+from taxbreak_fx.recorders.timing import reach_sites, time_variant
 from taxbreak_fx.recorders.tracing import triton_kernels
 from taxbreak_fx.recording import HostFacts, Timing
 from taxbreak_fx.stages import Stage
+from taxbreak_fx.variants import Built
 from taxbreak_fx.workload import Workload
 
 
@@ -83,10 +94,16 @@ def test_a_variant_is_timed_in_pairs_with_everything_beside(name: str) -> None:
     assert min(found.host_us) > 0 and all(a >= b for a, b in zip(found.wall_us, found.host_us, strict=True))
     assert (found.compile_s is None) == (name == "eager")
     assert (found.peak_memory_bytes, found.graph_launch_us, found.drained) == (None, None, None)
-    # the sites: as many in the clocked pass as recorded, a gap between each two
-    assert found.in_situ_failure is None and found.in_situ is not None
-    assert len(found.in_situ.site_us) == len(found.sites) and len(found.in_situ.gap_us) == len(found.sites) - 1
-    assert found.in_situ.steps == CLOCKED_STEPS
+    # the sites: as many in the clocked pass as recorded, and their sum is a span of the step
+    assert found.in_situ_failure is None and found.in_situ is not None and found.spans is not None
+    assert len(found.in_situ.site_us) == len(found.sites)
+    blocks, rest = divmod(found.in_situ.steps, CLOCKED_STEPS)
+    assert rest == 0 and MIN_BLOCKS <= blocks <= MAX_BLOCKS
+    assert found.spans.sites_us == pytest.approx(sum(found.in_situ.site_us))
+    assert found.spans.host_us == found.in_situ.host_us > 0
+    # Dynamo's graphs have something around them, Inductor's code has its runtime, the uncompiled step has neither
+    assert (found.spans.around_us is None, found.spans.runtime_us is None) == (name == "eager", name != "inductor")
+    assert found.notes == []
     targets = {site.target for site in found.sites}
     expected = {
         "eager": {"torch.nn.functional.linear", "torch.relu"},
@@ -124,7 +141,54 @@ def test_a_step_whose_calls_depend_on_chance_has_times_but_no_sites() -> None:
     assert len(found.wall_us) >= MIN_PAIRS
     assert found.in_situ is None
     assert found.in_situ_failure is not None
-    assert found.in_situ_failure.startswith("two passes of the step met different calls")
+    # No class name, and the cause in a user's words: the passes differ, by clock reads or by recorded calls.
+    assert found.in_situ_failure.startswith(("the step met ", "two passes of the step met different calls"))
+    assert "its work depends on data" in found.in_situ_failure
+    assert found.spans is None
+
+
+def test_sites_are_reached_by_ticks_where_that_can_be_done() -> None:
+    for name in ("eager", "inductor", "dynamo"):
+        bench = bench_of(Toy(), torch.rand(2, 8))
+        built, _ = bench.build(name)
+        reach_sites(bench, built)
+        assert (built.mechanism, built.notes) == ("ticks", [])
+        built.release()
+
+
+def test_ticks_that_would_miss_a_call_give_way_to_the_slower_mechanism_with_a_note() -> None:
+    class Remade(nn.Module):
+        """Keeps the function of the last step, whose code a new function runs in this one."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            def inner(y: torch.Tensor) -> torch.Tensor:
+                return torch.relu(y) + 1
+
+            kept.inner = inner
+            return inner(x)
+
+    kept = types.SimpleNamespace(inner=None)
+    found = timed("eager", bench_of(Remade(), torch.ones(2)))
+    assert found.in_situ_failure is None and found.in_situ is not None
+    assert [site.target for site in found.sites if site.ops] == ["torch.relu", "Tensor.add"]
+    (note,) = found.notes
+    assert note.startswith("in-situ times come by function mode, whose cost is known only roughly: ")
+
+
+def test_a_step_that_catches_what_a_torch_call_raises_is_clocked_by_the_slower_mechanism() -> None:
+    class Tries(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                return x.view(-1)
+            except RuntimeError:
+                return x.reshape(-1) + 1
+
+    found = timed("eager", bench_of(Tries(), torch.ones(3, 2).t()))
+    assert found.in_situ_failure is None and found.in_situ is not None
+    assert found.notes == [
+        "in-situ times come by function mode, whose cost is known only roughly: an exception passes through a "
+        "torch call of the step: its clock reads do not pair"
+    ]
 
 
 class collectable:
@@ -163,10 +227,96 @@ def test_a_clocked_pass_that_meets_other_sites_is_a_reason() -> None:
 
     calls, late = collectable(), 10_000
     bench = bench_of(Late(), torch.ones(1))
-    assert len(in_situ(bench, bench.eager, 1, drained=False).site_us) == 1
+    spans, clock, drained = in_situ(bench, bench.eager, 1)
+    assert len(clock.site_us) == 1 and drained is None
+    assert (spans.around_us, spans.runtime_us) == (None, None)
     late = 0
     with pytest.raises(MeasurementError, match="met 2 calls in one pass and 1 in another: its work depends on data"):
-        in_situ(bench, bench.eager, 1, drained=False)
+        in_situ(bench, bench.eager, 1)
+
+
+class Scripted(Built):
+    """A step of known microseconds: 5 and 6 around its graph, 2 and 3 of runtime, 1 of glue beside each of two sites.
+
+    ``now`` moves only with the work and with clock reads, of which each takes ``before`` and ``after`` its value.
+    """
+
+    def __init__(self, nested: bool, before: int, after: int) -> None:
+        super().__init__(self.work)
+        self.now, self.before, self.after, self.slowness, self.steps = 0, before, after, 1, 0
+        self.nested, self.probe = nested, None
+
+    def read(self) -> int:
+        """What stands in for the clock, in nanoseconds."""
+        value = self.now = self.now + self.before
+        self.now += self.after
+        return value
+
+    def spend(self, us: float) -> None:
+        """So much work at the host's speed."""
+        self.now += round(us * 1000) * self.slowness
+
+    def stamp(self, stamps: str) -> None:
+        """A read at an edge, where the step is clocked."""
+        if isinstance(self.probe, ClockProbe) and (self.nested or stamps == "stamps"):
+            getattr(self.probe, stamps).append(self.read())
+
+    def work(self) -> None:
+        """One step; the host is twice as slow in every second block of eight."""
+        self.slowness = 1 + (self.steps // (PLAIN_STEPS + CLOCKED_STEPS + 2)) % 2 if self.before == 0 else 1
+        self.steps += 1
+        self.spend(5)
+        self.stamp("graphs")
+        self.spend(2)
+        self.stamp("codes")
+        for us in (30, 20):
+            self.spend(1)
+            self.stamp("stamps")
+            self.spend(us)
+            self.stamp("stamps")
+        self.spend(1)
+        self.stamp("codes")
+        self.spend(3)
+        self.stamp("graphs")
+        self.spend(6)
+
+    @contextlib.contextmanager
+    def observe(self, probe: Any, labels: Any = None, mode: Any = None) -> Iterator[None]:
+        """Clock the step."""
+        self.probe = probe
+        yield
+        self.probe = None
+
+
+@pytest.mark.parametrize(
+    ("nested", "before", "after"),
+    [(True, 50, 100), (False, 50, 100), (True, 0, 0)],  # the last: a clock that costs nothing, on a host that drifts
+)
+def test_spans_are_the_step_without_the_clocks_own_cost(
+    monkeypatch: pytest.MonkeyPatch, nested: bool, before: int, after: int
+) -> None:
+    bench = bench_of(nn.Identity(), torch.ones(1))
+    bench.budget_s = 0.0
+    step = Scripted(nested, before, after)
+    # A pair of reads: the rest of the first and the start of the second lie between their values, the others outside.
+    cost = (before + after) / 1e3
+    monkeypatch.setattr("time.perf_counter_ns", step.read)
+    monkeypatch.setattr(recorders_in_situ, "observation_cost_us", lambda mechanism, device: (cost, cost))
+    monkeypatch.setattr(recorders_in_situ, "clock_cost_us", lambda: (cost, cost))
+    spans, clock, _ = in_situ(bench, step, 2)
+    speed = 1.5 if before == 0 else 1.0  # the median of as many steps at 1 as at 2
+    assert clock.site_us == pytest.approx([30 * speed, 20 * speed])
+    assert spans.sites_us == pytest.approx(50 * speed)
+    # T_host is itself read by the clock, once at each end: that one pair is in the outermost span as it is in T_host
+    if nested:
+        found = (spans.around_us, spans.runtime_us, spans.glue_us)
+        assert found == pytest.approx((11 * speed + cost, 5 * speed, 3 * speed))
+    else:
+        assert (spans.around_us, spans.runtime_us) == (None, None)
+        assert spans.glue_us == pytest.approx(19 + cost)
+    total = (spans.around_us or 0) + (spans.runtime_us or 0) + spans.glue_us + spans.sites_us
+    assert total == pytest.approx(spans.host_us)
+    assert spans.host_us == pytest.approx(69 * speed + cost)
 
 
 def test_a_step_that_cannot_be_recorded_keeps_its_times() -> None:
@@ -235,10 +385,11 @@ def test_errors_in_one_line() -> None:
 # --- what observation costs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mechanism", ["generated", "function mode", "stand-in"])
+@pytest.mark.parametrize("mechanism", ["ticks", "generated", "function mode", "stand-in"])
 def test_the_cost_of_observing_a_site_is_microseconds(mechanism: str) -> None:
-    inside, outside = observation_cost_us(mechanism)
-    assert 0.0 < inside + outside < 100.0
+    inside, outside = observation_cost_us(mechanism, "cpu")
+    # Ticks are measured as a difference of two steps, which a busy host may turn about.
+    assert (0.0 if mechanism != "ticks" else -100.0) < inside + outside < 100.0
 
 
 # --- frame ----------------------------------------------------------------------------------------------------------
@@ -248,7 +399,7 @@ def test_the_frame_of_a_compiled_graph() -> None:
     module, x = Toy(), torch.ones(2, 8)
     frame = measure_frame(bench_of(module, x))
     assert frame.guards_us is not None and frame.guards_failure is None
-    assert frame.frame_us > 0
+    assert frame.eager_us > 0
     assert frame.aot_us is not None and frame.aot_failure is None
     assert float(module.count) == 0.0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from sample_review import NO_WAIT, sample_review
+from sample_review import NO_WAIT, TOO_MANY, family, sample_review
 
 from taxbreak_fx.model import Interval, Review, SourceLine, Variant
 from taxbreak_fx.report import format as fmt
@@ -30,7 +30,10 @@ def hostile_review() -> Review:
         msgspec.structs.replace(node, op=HOSTILE, family=HOSTILE, library=HOSTILE, module_path=HOSTILE, source=source)
         for node in eager.nodes
     ]
-    eager = msgspec.structs.replace(eager, nodes=nodes, notes=[HOSTILE], library_calls={HOSTILE: 1})
+    assert eager.breakdown is not None
+    families = [msgspec.structs.replace(row, family=HOSTILE) for row in eager.breakdown.ct_families]
+    terms = msgspec.structs.replace(eager.breakdown, ct_families=families, ct_source=f"subtractive: {HOSTILE}")
+    eager = msgspec.structs.replace(eager, nodes=nodes, notes=[HOSTILE], library_calls={HOSTILE: 1}, breakdown=terms)
     return msgspec.structs.replace(
         sample,
         model=HOSTILE,
@@ -116,6 +119,39 @@ def cpu_review() -> Review:
         eager, launches=None, kernels=None, launch_us=None, nodes=[], breakdown=terms, unmeasured=absent
     )
     return msgspec.structs.replace(sample, variants=[eager], comparisons=[])
+
+
+def test_both_library_estimates_stand_side_by_side_with_their_disagreement() -> None:
+    text = markdown(sample_review())
+    cells = [
+        line.replace("|", " ").split() for line in text.splitlines() if line.startswith("| eager ") and "%" in line
+    ]
+    # 152 / 160 − 1, 46 / 40 − 1
+    assert ["eager", "gemm", "12", "160", "152", "-5", "%"] in cells
+    assert ["eager", "attention", "4", "40.0", "46.0", "+15", "%"] in cells
+    assert "no op recorded there is known to call a library" in text
+    assert html(sample_review()).count("ΔCT by family") == 1
+    assert "ΔCT by family" not in terminal(sample_review())
+
+
+def test_the_terminal_says_where_library_time_is_not_direct() -> None:
+    assert [line for line in terminal(sample_review()).splitlines() if line.startswith("ΔCT")] == [
+        f"ΔCT of inductor: subtractive: {TOO_MANY}"
+    ]
+    eager = sample_review().variants[0]
+    assert "subtractive" not in terminal(msgspec.structs.replace(sample_review(), variants=[eager], comparisons=[]))
+
+
+def test_a_disagreement_needs_both_estimates_and_something_to_divide_by() -> None:
+    sample = sample_review()
+    eager = sample.variants[0]
+    assert eager.breakdown is not None
+    rows = [family("gemm", 1, 0.0, 3.0), family("attention", 1, -1.0, 3.0), family("copy", 1, None, 3.0, "unheard")]
+    terms = msgspec.structs.replace(eager.breakdown, ct_families=rows)
+    review = msgspec.structs.replace(sample, variants=[msgspec.structs.replace(eager, breakdown=terms)], comparisons=[])
+    (found,) = [table for table in page(review)[0] if table.title.startswith("ΔCT by family")]
+    assert [column.title for column in found.columns] == ["variant", "family", "calls", "direct", "subtractive"]
+    assert found.rows[1] == ("eager", "attention", "1", "-1.00", "3.00")
 
 
 def test_columns_without_any_value_are_dropped_with_their_reason() -> None:

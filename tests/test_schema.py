@@ -13,7 +13,7 @@ from sample_review import sample_review
 
 from taxbreak_fx import schema
 from taxbreak_fx.errors import FormatError, OutputError
-from taxbreak_fx.model import SCHEMA_VERSION, Review
+from taxbreak_fx.model import SCHEMA_VERSION, LaunchPath, Review
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -74,23 +74,89 @@ def test_unreadable_file_is_a_format_error(tmp_path: Path) -> None:
         schema.load(tmp_path)
 
 
-@pytest.mark.parametrize(("version", "mend"), [("2.0.0", "upgrade taxbreak_fx"), ("0.9.1", "review the model again")])
+@pytest.mark.parametrize(("version", "mend"), [("3.0.0", "upgrade taxbreak_fx"), ("0.9.1", "review the model again")])
 def test_another_major_version_is_refused_naming_both(version: str, mend: str) -> None:
     line = refused(as_dict() | {"schema_version": version})
     assert version in line and SCHEMA_VERSION in line and mend in line
 
 
 def test_version_is_checked_before_the_content() -> None:
-    line = refused({"schema_version": "2.0.0", "variants": 3})
-    assert "2.0.0" in line and "variants" not in line
+    line = refused({"schema_version": "3.0.0", "variants": 3})
+    assert "3.0.0" in line and "variants" not in line
 
 
 def test_newer_minor_and_unknown_fields_are_read() -> None:
-    content = as_dict() | {"schema_version": "1.9.0", "added_later": {"a": [1]}}
+    content = as_dict() | {"schema_version": "2.9.0", "added_later": {"a": [1]}}
     content["variants"][0]["added_later"] = 1
     read = schema.decode(json.dumps(content).encode(), "x")
     assert read.variants == sample_review().variants
-    assert read.schema_version == "1.9.0"
+    assert read.schema_version == "2.9.0"
+
+
+def version_one() -> dict[str, Any]:
+    """The sample as version 1 would have written it: without what version 2 measures besides."""
+    content = as_dict() | {"schema_version": "1.0.0"}
+    del content["machine"]["calibration"]["launch_path"], content["machine"]["calibration"]["launch_source"]
+    for variant in content["variants"]:
+        for row in variant["replay"]:
+            del row["leaf_us"]
+            row["unmeasured"].pop("leaf_us", None)
+        if variant["breakdown"] is not None:
+            del variant["breakdown"]["hdbi_untraced"], variant["breakdown"]["ct_families"]
+            variant["breakdown"]["unmeasured"].pop("hdbi_untraced", None)
+    return content
+
+
+def test_version_one_is_read_and_what_it_did_not_measure_says_so(tmp_path: Path) -> None:
+    read = schema.decode(json.dumps(version_one()).encode(), "x")
+    assert read.schema_version == SCHEMA_VERSION
+    path = read.machine.calibration.launch_path
+    assert path == LaunchPath.unavailable(schema.OLDER)
+    expected = sample_review()
+    for before, after in zip(expected.variants, read.variants, strict=True):
+        assert (after.t_wall_us, after.nodes, after.unmeasured) == (before.t_wall_us, before.nodes, before.unmeasured)
+        old, new = before.breakdown, after.breakdown
+        assert (old is None) == (new is None)
+        if old is not None and new is not None:
+            assert (new.hdbi, new.hdbi_untraced, new.ct_families) == (old.hdbi, None, [])
+            assert new.unmeasured == old.unmeasured | {"hdbi_untraced": schema.OLDER}
+    assert read.comparisons == expected.comparisons
+    file = tmp_path / "r.json"
+    read.save(file)
+    assert json.loads(file.read_text())["schema_version"] == SCHEMA_VERSION
+    assert Review.load(file) == read
+
+
+def test_upgrading_leaves_what_it_is_given_as_it_was_and_changes_nothing_twice() -> None:
+    content = version_one()
+    upgraded = schema.upgrade(content)
+    assert content == version_one()
+    assert schema.upgrade(upgraded) == upgraded
+
+
+def test_a_version_one_review_that_was_edited_is_refused_with_the_path() -> None:
+    content = version_one()
+    content["variants"][2]["launches"] = "eight"
+    assert "$.variants[2].launches" in refused(content)
+    assert "t_host_us is null without a reason" in refused(
+        version_one() | {"variants": [version_one()["variants"][0] | {"t_host_us": None}]}
+    )
+    for value in (3, [3], {"breakdown": 3}, None):
+        assert "$.variants" in refused(version_one() | {"variants": value})
+    assert "$.machine" in refused(version_one() | {"machine": {"calibration": {"unmeasured": 3}}})
+
+
+REVIEWS = sorted((DOCS.parent / "benchmarks" / "results").glob("spine-*.json"))
+
+
+@pytest.mark.parametrize("path", REVIEWS, ids=lambda path: path.stem)
+def test_every_committed_review_is_read(path: Path) -> None:
+    review = Review.load(path)
+    assert review.variant("eager").nodes and review.schema_version.split(".")[0] == SCHEMA_VERSION.split(".")[0]
+
+
+def test_there_are_committed_reviews() -> None:
+    assert REVIEWS
 
 
 @pytest.mark.parametrize("version", ["", "x", "²", "1x"])

@@ -15,6 +15,7 @@ from taxbreak_fx.observe import Label
 from taxbreak_fx.probes import ClockProbe, CountProbe
 from taxbreak_fx.request import CUDA_VARIANTS
 from taxbreak_fx.state import Snapshot
+from taxbreak_fx.ticks import Ticks
 from taxbreak_fx.variants import DESCRIPTIONS, Built, build, graph_skips
 from taxbreak_fx.workload import Workload
 
@@ -117,10 +118,55 @@ def test_graph_numbers_start_again_with_every_pass_and_probes_are_taken_off_afte
             made.call()
             raise ZeroDivisionError
         assert [label.graph for label in labels] == [1, 1, 2]
-        assert len(probe.split()[0]) == 3
+        assert len(probe.split()) == 3
     with torch.no_grad():
         made.call()
-    assert len(probe.split()[0]) == 3
+    assert (len(probe.split()), len(probe.graphs)) == (3, 4)
+
+
+def test_every_graph_call_is_clocked_around_its_sites() -> None:
+    made = built("dynamo", Broken(), torch.ones(2, 3))
+    probe = ClockProbe()
+    with torch.no_grad(), made.observe(probe):
+        made.call()
+    # linear and relu in the first graph, add in the second
+    (first, ended, second, over), edges = probe.graphs, probe.stamps
+    ordered = [first, *edges[:4], ended, second, *edges[4:], over]
+    assert len(edges) == 6 and ordered == sorted(ordered)
+    assert probe.codes == []
+
+
+def test_inductors_code_lies_inside_its_graph_calls_and_around_its_sites() -> None:
+    made = built("inductor", Broken(), torch.ones(2, 3))
+    probe, labels = ClockProbe(), list[Label]()
+    with torch.no_grad():
+        with made.observe(CountProbe(), labels):
+            made.call()
+        with made.observe(probe):
+            made.call()
+    made.release()
+    assert (len(probe.graphs), len(probe.codes)) == (4, 4)
+    assert len(probe.split()) == len(labels)
+    for number in (0, 1):
+        (graph_in, graph_out), (code_in, code_out) = (
+            probe.graphs[2 * number : 2 * number + 2],
+            probe.codes[2 * number : 2 * number + 2],
+        )
+        assert graph_in <= code_in <= code_out <= graph_out
+    sites = [index for index, label in enumerate(labels) if label.graph == 1]
+    last = probe.stamps[2 * sites[-1] + 1]
+    assert probe.codes[0] <= probe.stamps[0] and last <= probe.codes[1] <= probe.codes[2]
+
+
+def test_a_variant_goes_back_to_its_own_mechanism() -> None:
+    made = built("eager", Broken(), torch.ones(2, 3))
+    made.tick(Ticks([]))
+    assert made.mechanism == "ticks"
+    made.tick(None, "function mode")
+    probe = CountProbe()
+    with torch.no_grad(), made.observe(probe):
+        made.call()
+    assert made.mechanism == "function mode" and probe.count > 0
 
 
 def test_a_compiled_call_keeps_its_arguments_and_keywords() -> None:

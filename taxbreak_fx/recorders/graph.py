@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.model import GraphInfo, OutputCheck, StepInfo
 from taxbreak_fx.recorders.bench import WARMUP_PAIRS, Bench, quiet_gc
-from taxbreak_fx.recorders.in_situ import CLOCKED_STEPS, DRAINED_STEPS
+from taxbreak_fx.recorders.in_situ import FEWEST_STEPS
 from taxbreak_fx.recorders.outputs import OutputReference
 from taxbreak_fx.recorders.timing import Captured, time_built
 from taxbreak_fx.recorders.tracing import trace_built
@@ -29,8 +29,8 @@ from taxbreak_fx.workload import Workload
 
 PAIRS = 20
 FEWEST_PAIRS = 5
-# Passes of a variant beside its pairs: builds, recordings of sites, clocked passes, output check.
-OTHER_STEPS = 3 + 2 + 2 * (CLOCKED_STEPS + DRAINED_STEPS + 2) + 2
+# Passes of a variant beside its pairs: builds, finding and recording its sites, clocked passes, output check.
+OTHER_STEPS = 3 + 2 + 2 + FEWEST_STEPS + 2
 
 
 def freeze_inputs(inputs: Sequence[Any], copy_parameters: bool = False) -> list[Any]:

@@ -1,34 +1,41 @@
-"""In-situ times: a clock at the edges of every site of the running step, and what the clock itself costs."""
+"""In-situ times: a clock at the edges of every site of the running step, and what the clock itself costs.
+
+Plain, clocked and drained steps alternate in short blocks, so that all meet the same host; within a block, each is
+brought to the speed of the plain steps around it.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.observe import EagerSites, wrapper_sites
-from taxbreak_fx.probes import ClockProbe, CountProbe, DrainProbe, clock_cost_us
+from taxbreak_fx.probes import ClockProbe, DrainProbe, between, clock_cost_us
 from taxbreak_fx.recorders.bench import Bench, quiet_gc
-from taxbreak_fx.recording import InSitu
+from taxbreak_fx.recording import InSitu, Spans
+from taxbreak_fx.tick_cost import tick_cost_us
 from taxbreak_fx.variants import Built
 
-CLOCKED_STEPS = 7
-DRAINED_STEPS = 5
-STACKED_STEPS = 9
+MIN_BLOCKS, MAX_BLOCKS = 4, 12
+PLAIN_STEPS, CLOCKED_STEPS, DRAINED_STEPS = 3, 3, 1  # per block; one more of each warms code that was just exchanged
+FEWEST_STEPS = MIN_BLOCKS * (PLAIN_STEPS + CLOCKED_STEPS + DRAINED_STEPS + 2)
 _REPEATS = 2_000
 
 
-def observation_cost_us(mechanism: str) -> tuple[float, float]:
+def observation_cost_us(mechanism: str, device: str) -> tuple[float, float]:
     """What observing one site adds, in microseconds: (inside the site, outside it), by ``Built.mechanism``.
 
-    ``function mode`` and ``stand-in`` are measured on cheap real calls with and without the mechanism; ``generated``
-    clock reads cost the clock alone.
+    ``ticks`` are measured in a program of mixed calls; ``generated`` calls cost the clock and themselves;
+    ``function mode`` and ``stand-in`` are measured on cheap real calls with and without the mechanism.
     """
+    if mechanism == "ticks":
+        return tick_cost_us(device)
     if mechanism == "generated":
         return clock_cost_us()
     if mechanism == "function mode":
@@ -44,53 +51,28 @@ def observation_cost_us(mechanism: str) -> tuple[float, float]:
     return _stand_in_cost()
 
 
-def stacked_mode_cost_us(bench: Bench, built: Built, sites: int) -> float:
-    """What one layer of the function mode adds per site, measured on the step itself: two layers minus one.
-
-    A tight loop over one cheap call understates it, because in the step the mode's own code is not hot either.
-    """
-    probe = CountProbe()
-
-    def host_us(layers: int) -> float:
-        bench.snapshot.restore()
-        built.prepare()
-        bench.sync()
-        with contextlib.ExitStack() as stack:
-            for _ in range(layers):
-                stack.enter_context(built.observe(probe))
-            started = time.perf_counter_ns()
-            output = built.call()
-            elapsed = (time.perf_counter_ns() - started) / 1e3
-        bench.sync()
-        del output
-        return elapsed
-
-    with torch.no_grad(), quiet_gc():
-        host_us(2)
-        differences = [host_us(2) - host_us(1) for _ in range(STACKED_STEPS)]
-    return statistics.median(differences) / sites
-
-
 def _mode_cost(call: Callable[[], object]) -> tuple[float, float]:
     native = _per_call_us(call)
     probe = ClockProbe()
     with EagerSites(probe):
         total = _per_call_us(call)
-    inside = statistics.median(probe.split()[0])
+    inside = statistics.median(probe.split())
     return inside - native, total - inside
 
 
 def _stand_in_cost() -> tuple[float, float]:
     module = types.ModuleType("probe")
+    module.call = None  # type: ignore[attr-defined]
     module.empty_strided_probe = abs  # type: ignore[attr-defined]
     namespace = vars(module)
     native = _per_call_us(lambda: namespace["empty_strided_probe"](1))
     probe = ClockProbe()
     with wrapper_sites([module], probe, None, lambda: 0):
         total = _per_call_us(lambda: namespace["empty_strided_probe"](1))
-    inside = statistics.median(probe.split()[0])
+    inside = statistics.median(probe.split())
     # The lambda around the call is in both totals; what a bare call costs is inside the site.
-    return inside - _per_call_us_of_abs(), total - native - (inside - _per_call_us_of_abs())
+    bare = _per_call_us_of_abs()
+    return inside - bare, total - native - (inside - bare)
 
 
 def _per_call_us_of_abs() -> float:
@@ -114,43 +96,106 @@ def _per_call_us(call: Callable[[], object]) -> float:
     return statistics.median(rounds)
 
 
-def in_situ(bench: Bench, built: Built, sites: int, drained: bool) -> InSitu:
-    """Clock the step's sites, ``sites`` of them by the recording pass.
+@dataclass
+class _Pass:
+    """One observed step: microseconds as read, and the un-instrumented T_host of its block."""
 
-    Raises ``MeasurementError`` when a pass meets another number of sites: the step is not the same work each time.
+    total: float
+    sites: list[float]
+    graphs: list[float]
+    codes: list[float]
+    plain: float
+
+
+def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSitu | None]:
+    """Clock the step's sites, ``sites`` of them by the recording pass: the step's spans, and the times of its sites.
+
+    The last is of a drained device, None on the CPU and for graphed steps.  Raises ``MeasurementError`` when a pass
+    meets another number of sites: the step is not the same work each time.
     """
-    inside_cost, outside_cost = observation_cost_us(built.mechanism)
-    if built.mechanism == "function mode" and sites:
-        outside_cost = stacked_mode_cost_us(bench, built, sites) - inside_cost
-    steps = DRAINED_STEPS if drained else CLOCKED_STEPS
-    inside: list[list[float]] = []
-    gaps: list[list[float]] = []
-    hosts: list[float] = []
+    inside, outside = observation_cost_us(built.mechanism, bench.device)
+    mark = clock_cost_us()
+    plain: list[float] = []
+    clocked: list[_Pass] = []
+    drained: list[_Pass] = []
+    draining = bench.device == "cuda" and not built.graphed
+    deadline = time.perf_counter() + bench.budget_s
     with torch.no_grad(), quiet_gc():
-        for number in range(steps + 1):
-            probe = DrainProbe(bench.sync) if drained else ClockProbe()
-            bench.snapshot.restore()
-            built.prepare()
-            bench.sync()
-            with built.observe(probe):
-                output = built.call()
-            bench.sync()
-            del output
-            if number == 0:
-                continue  # the first pass warms the mechanism's own code
-            site_us, gap_us = probe.split()
-            if len(site_us) != sites:
-                raise MeasurementError(
-                    f"the step met {len(site_us)} calls in one pass and {sites} in another: its work depends on data"
-                )
-            inside.append(site_us)
-            gaps.append(gap_us)
-            hosts.append(bench.timed(built)[1])
-    return InSitu(
-        drained=drained,
-        site_us=[statistics.median(column) - inside_cost for column in zip(*inside, strict=True)],
-        gap_us=[statistics.median(column) - outside_cost for column in zip(*gaps, strict=True)],
-        host_us=statistics.median(hosts),
-        probe_us=inside_cost + outside_cost,
-        steps=steps,
+        while len(plain) < MIN_BLOCKS * PLAIN_STEPS or (
+            len(plain) < MAX_BLOCKS * PLAIN_STEPS and time.perf_counter() < deadline
+        ):
+            block = [bench.timed(built)[1] for _ in range(PLAIN_STEPS + 1)][1:]
+            speed = statistics.median(block)
+            plain += block
+            clocked += [_observed(bench, built, ClockProbe(), sites, speed) for _ in range(CLOCKED_STEPS + 1)][1:]
+            if draining:
+                passes = [_observed(bench, built, DrainProbe(bench.sync), sites, speed) for _ in range(DRAINED_STEPS)]
+                drained += passes
+    host = statistics.median(plain)
+    kept = _middle(clocked, host)
+    site_us = [us - inside for us in _columns([one.sites for one in kept], kept, host)]
+    spans = _spans(kept, host, sum(site_us), inside, outside, mark)
+    cost = inside + outside
+    clock = InSitu(drained=False, site_us=site_us, host_us=host, probe_us=cost, steps=len(clocked))
+    if not drained:
+        return spans, clock, None
+    idle = [us - inside for us in _columns([one.sites for one in drained], drained, host)]
+    return spans, clock, InSitu(drained=True, site_us=idle, host_us=host, probe_us=cost, steps=len(drained))
+
+
+def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites: int, plain: float) -> _Pass:
+    bench.snapshot.restore()
+    built.prepare()
+    bench.sync()
+    with built.observe(probe):
+        started = time.perf_counter_ns()
+        output = built.call()
+        total = (time.perf_counter_ns() - started) / 1e3
+    bench.sync()
+    del output
+    site_us = probe.split()
+    if len(site_us) != sites:
+        raise MeasurementError(
+            f"the step met {len(site_us)} calls in one pass and {sites} in another: its work depends on data"
+        )
+    graphs, codes = (probe.graphs, probe.codes) if isinstance(probe, ClockProbe) else ([], [])
+    return _Pass(total, site_us, between(graphs), between(codes), plain)
+
+
+def _middle(passes: list[_Pass], host: float) -> list[_Pass]:
+    """The half of the passes whose totals, brought to one speed, lie in the middle.
+
+    Means over whole passes add up, which medians site by site do not: the sum of medians misses what every pass has
+    somewhere.
+    """
+    ordered = sorted(passes, key=lambda one: one.total * host / one.plain)
+    quarter = len(ordered) // 4
+    return ordered[quarter : len(ordered) - quarter]
+
+
+def _columns(rows: Sequence[Sequence[float]], passes: list[_Pass], host: float) -> list[float]:
+    """Mean of each column, every row brought to the speed at which T_host was ``host``."""
+    scaled = [[us * host / one.plain for us in row] for row, one in zip(rows, passes, strict=True)]
+    return [statistics.fmean(column) for column in zip(*scaled, strict=True)]
+
+
+def _spans(
+    kept: list[_Pass], host: float, sites_us: float, inside: float, outside: float, mark: tuple[float, float]
+) -> Spans:
+    """What the clocked passes hold besides their sites; costs of the clock are removed where they fell."""
+
+    def mean(of: Callable[[_Pass], float]) -> float:
+        return statistics.fmean(of(one) * host / one.plain for one in kept)
+
+    count, graphs, codes = len(kept[0].sites), len(kept[0].graphs), len(kept[0].codes)
+    total = mean(lambda one: one.total)
+    in_graphs = mean(lambda one: sum(one.graphs)) - graphs * mark[0] if graphs else total
+    in_codes = mean(lambda one: sum(one.codes)) - codes * mark[0] if codes else in_graphs
+    observed = sites_us + count * inside  # the sites as they stand in the totals
+    return Spans(
+        around_us=total - mean(lambda one: sum(one.graphs)) - graphs * mark[1] if graphs else None,
+        runtime_us=in_graphs - mean(lambda one: sum(one.codes)) - codes * mark[1] if codes else None,
+        glue_us=in_codes - observed - count * outside,
+        sites_us=sites_us,
+        host_us=host,
     )

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from taxbreak_fx.capture import CapturedCall, OpRecorder, RecordProbe, record_eager
-from taxbreak_fx.errors import MeasurementError
+from taxbreak_fx.capture import CapturedCall, OpRecorder, RecordProbe, find_ticks, record_eager
+from taxbreak_fx.errors import CaptureError, MeasurementError, TaxbreakError
 from taxbreak_fx.observe import Label
-from taxbreak_fx.probes import ClockProbe
+from taxbreak_fx.probes import CountProbe, Probe
 from taxbreak_fx.recorders.bench import Bench, one_line, quiet_gc
-from taxbreak_fx.recorders.in_situ import CLOCKED_STEPS, in_situ, observation_cost_us
+from taxbreak_fx.recorders.graph_launch import time_graph_launches
+from taxbreak_fx.recorders.in_situ import in_situ
+from taxbreak_fx.recorders.library import time_libraries
 from taxbreak_fx.recorders.outputs import OutputReference
-from taxbreak_fx.recording import InSitu, Replay, Site, Timing
+from taxbreak_fx.recording import InSitu, LibraryTimes, Replay, Site, Spans, Timing
 from taxbreak_fx.replay import replay_all, replay_smallest
+from taxbreak_fx.ticks import Ticks
 from taxbreak_fx.variants import Built
 
 
@@ -29,6 +31,54 @@ class Captured:
         self.leaves: dict[str, CapturedCall] = {}
 
 
+def reach_sites(bench: Bench, built: Built) -> None:
+    """Clock the sites in the code itself: the uncompiled step's, a captured graph's, Inductor's wrapper's.
+
+    Where that cannot be done, the slower mechanism of the variant stays, with a note.
+    """
+    if built.graphed or built.ticks is not None:
+        return
+    slower = built.mechanism
+    try:
+        if built.uncompiled:
+            _tick_step(bench, built)
+        else:
+            _tick_code(bench, built)
+    except (CaptureError, ImportError, AttributeError) as error:  # the last two: Dynamo's own tools have moved
+        built.tick(None, slower)
+        built.notes.append(f"in-situ times come by {slower}, whose cost is known only roughly: {error}")
+    bench.sync()
+    bench.snapshot.restore()
+
+
+def _tick_step(bench: Bench, built: Built) -> None:
+    run, roots = bench.workload.run, bench.roots
+    bench.snapshot.restore()
+    with torch.no_grad():
+        ticks = find_ticks(run, roots)
+    bench.snapshot.restore()
+    record_eager(run, roots, set(), True, ticks=ticks)  # raises when an op is dispatched beside all ticks
+    built.tick(ticks)
+
+
+def _tick_code(bench: Bench, built: Built) -> None:
+    labels: list[Label] = []
+    _observed_step(bench, built, CountProbe(), labels)
+    built.tick(Ticks(built.spots(labels)))
+    count = CountProbe()
+    _observed_step(bench, built, count, None)
+    if count.count != len(labels):
+        raise CaptureError(f"{len(labels)} calls of the generated code stand in {count.count} places")
+
+
+def _observed_step(bench: Bench, built: Built, probe: Probe, labels: list[Label] | None) -> None:
+    bench.snapshot.restore()
+    built.prepare()
+    with torch.no_grad(), built.observe(probe, labels):
+        built.call()
+    bench.sync()
+
+
 def capture_sites(bench: Bench, built: Built) -> Captured:
     """Record the step once (twice for eager: composite ops, then leaf ops) and keep one call per unique signature.
 
@@ -36,12 +86,13 @@ def capture_sites(bench: Bench, built: Built) -> Captured:
     """
     captured = Captured()
     shared = bench.snapshot.storages
-    if built.mechanism == "function mode":
+    if built.uncompiled:
         passes: list[OpRecorder] = []
         for inference in (True, False):
             bench.snapshot.restore()
             calls, leaves = (None, None) if inference else (captured.calls, captured.leaves)
-            passes.append(record_eager(bench.workload.run, bench.roots, shared, inference, calls, leaves))
+            run, roots = bench.workload.run, bench.roots
+            passes.append(record_eager(run, roots, shared, inference, calls, leaves, built.ticks))
         composite, leaf = (recorder.sites for recorder in passes)
         if [site.label.target for site in composite] != [site.label.target for site in leaf]:
             raise MeasurementError("two passes of the step met different calls: its work depends on data or on chance")
@@ -81,9 +132,11 @@ def time_variant(bench: Bench, name: str, reference: OutputReference) -> Timing:
     if name not in ("eager", "eager-graph") and not built.graphs:
         built.notes.append("nothing was compiled: Dynamo captured no graph, so the step ran as it is")
     try:
-        return time_built(bench, name, built, None if name == "eager" else compile_s, reference, hot_replays)
+        timing = time_built(bench, name, built, None if name == "eager" else compile_s, reference, hot_replays)
     finally:
         built.release()
+    # Only now: a twin's release would take what it shares with the variant, Dynamo's cache and the pool of the graphs.
+    return time_graph_launches(bench, timing) if built.graphed else timing
 
 
 def time_built(
@@ -102,21 +155,21 @@ def time_built(
     clocked: InSitu | None = None
     drained: InSitu | None = None
     captured = Captured()
+    spans: Spans | None = None
     graph_us: float | None = None
     try:
+        reach_sites(bench, built)
         captured = capture_sites(bench, built)
+        spans, clocked, drained = in_situ(bench, built, len(captured.sites))
         if built.graphed:
             failure = "a CUDA graph is one launch: it has no host time per node"
-            graph_us = graph_launch_us(bench, built)
-        else:
-            clocked = in_situ(bench, built, len(captured.sites), drained=False)
-            if bench.device == "cuda":
-                drained = in_situ(bench, built, len(captured.sites), drained=True)
-    except MeasurementError as error:
+            clocked, graph_us = None, spans.sites_us
+    except TaxbreakError as error:
         failure = str(error)
     except Exception as error:  # the step runs, but not under our observation: the pairs above stay valid
         failure = one_line(error)
         bench.snapshot.restore()
+    library, library_failure = _libraries(bench, built, len(captured.sites), failure is None or spans is not None)
     with quiet_gc():
         replays = replay(bench, captured)
     check, check_failure = reference.check(name, lambda: bench.step(built))
@@ -129,9 +182,12 @@ def time_built(
         compile_s=compile_s,
         peak_memory_bytes=peak,
         sites=captured.sites,
+        spans=spans,
         in_situ=clocked,
         drained=drained,
         in_situ_failure=failure,
+        library=library,
+        library_failure=library_failure,
         replays=replays,
         graph_launch_us=graph_us,
         output_check=check,
@@ -142,6 +198,19 @@ def time_built(
     )
 
 
+def _libraries(bench: Bench, built: Built, sites: int, observable: bool) -> tuple[LibraryTimes | None, str | None]:
+    """Library calls and blocking calls of the step, or the reason there are none."""
+    if bench.device != "cuda":
+        return None, "the CPU device: no vendor library of a GPU is called"
+    if not observable:
+        return None, "the step's sites could not be clocked"
+    try:
+        return time_libraries(bench, built, sites), None
+    except Exception as error:  # as above: the step runs, but not while it is listened to
+        bench.snapshot.restore()
+        return None, str(error) if isinstance(error, TaxbreakError) else one_line(error)
+
+
 def hot_replays(bench: Bench, captured: Captured) -> list[Replay]:
     """Hot-loop host times of every captured call and leaf; on the CPU also of every leaf at its smallest shape."""
     replays = replay_all(captured.calls.values(), "call", bench.sync)
@@ -150,26 +219,6 @@ def hot_replays(bench: Bench, captured: Captured) -> list[Replay]:
         replays += replay_smallest(captured.leaves.values())
     bench.snapshot.restore()
     return replays
-
-
-def graph_launch_us(bench: Bench, built: Built) -> float:
-    """Host time of the step's graph launches in microseconds, device idle before the step, clock cost removed."""
-    inside, _ = observation_cost_us("generated")
-    sums = []
-    with torch.no_grad(), quiet_gc():
-        for number in range(CLOCKED_STEPS + 1):
-            probe = ClockProbe()
-            bench.snapshot.restore()
-            built.prepare()
-            bench.sync()
-            with built.observe(probe):
-                output = built.call()
-            bench.sync()
-            del output
-            if number:
-                site_us, _ = probe.split()
-                sums.append(sum(site_us) - inside * len(site_us))
-    return statistics.median(sums)
 
 
 def _peak_memory(bench: Bench, built: Built) -> int | None:

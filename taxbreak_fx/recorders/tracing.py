@@ -23,7 +23,7 @@ from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.library_calls import count_library_calls
 from taxbreak_fx.probes import RANGE, STEP, Probe, RangeProbe
 from taxbreak_fx.recorders.bench import Bench, one_line
-from taxbreak_fx.recorders.timing import capture_sites
+from taxbreak_fx.recorders.timing import capture_sites, reach_sites
 from taxbreak_fx.recording import ReplayTrace, Trace, TracedStep
 from taxbreak_fx.variants import Built
 
@@ -43,6 +43,7 @@ def trace_variant(bench: Bench, name: str) -> Trace:
 
 def trace_built(bench: Bench, name: str, built: Built) -> Trace:
     """As ``trace_variant``, of a variant that is built already."""
+    reach_sites(bench, built)
     calls, failure = _library_calls(bench, built)
     steps = trace_steps(bench, built)
     chosen, notes = _agree(steps)

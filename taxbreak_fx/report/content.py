@@ -5,13 +5,13 @@ Every string has passed ``plain``: one line, no control characters.  Renderers e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 from taxbreak_fx.model import Breakdown, Comparison, Interval, Measured, Node, Review, Variant
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
+from taxbreak_fx.report.library import calls_table, families_table, source_notes
+from taxbreak_fx.report.tables import Column, Table, table
 
 HDBI_MEANING = "HDBI = device active / (device active + ΔFT + ΔCT + ΔKT); low = host-bound."
 TERMS_MEANING = (
@@ -23,45 +23,8 @@ LABELS = {
     "launches": "launches", "kernels": "kernels", "outputs_equal": "equal", "ft_us": "ΔFT", "ct_us": "ΔCT",
     "kt_us": "ΔKT", "hdbi": "HDBI", "breakdown": "ΔFT, ΔCT, ΔKT, HDBI", "wall_ratio": "wall ratio",
     "breakeven_steps": "breakeven steps", "launch_us": "launch cost", "t_sys_us": "T_sys",
+    "hdbi_untraced": "untraced HDBI", "direct_us": "direct ΔCT", "subtractive_us": "subtractive ΔCT",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column; ``flexible`` ones may be cut (keeping ``keep``), ``detail`` ones stay out of the terminal.
-
-    When the terminal is too narrow, the column of the lowest ``priority`` goes first.
-    """
-
-    title: str
-    right: bool = False
-    flexible: bool = False
-    keep: Literal["start", "end"] = "start"
-    detail: bool = False
-    priority: int = 9
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells are text; ``under`` holds the lines that belong below the table."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    under: tuple[str, ...] = ()
-
-    def select(self, kept: Sequence[int]) -> Table:
-        """The same table with only the columns at the indices ``kept``."""
-        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
-        return Table(self.title, tuple(self.columns[i] for i in kept), rows, self.under)
-
-
-def _table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], under: Iterable[str] = ()) -> Table:
-    """A table without the right-aligned columns in which no row has a value."""
-    cells = tuple(tuple(plain(cell) for cell in row) for row in rows)
-    table = Table(title, tuple(columns), cells, tuple(plain(line) for line in under))
-    kept = [i for i, column in enumerate(columns) if not column.right or any(row[i] != MISSING for row in cells)]
-    return table.select(kept)
 
 
 def headline(review: Review) -> list[str]:
@@ -74,7 +37,10 @@ def headline(review: Review) -> list[str]:
     parts += [review.origin] if review.origin != "measured" else []
     parts += [f"scope: {review.scope}"] if review.scope != "step" else []
     calibration = machine.calibration
-    floor = f"T_sys {fmt.percentiles(calibration.t_sys_us)}"
+    traced, untraced = calibration.t_sys_us, calibration.launch_path.t_sys_untraced_us
+    floor = f"T_sys {fmt.percentiles(traced)}"
+    if traced is not None and untraced is not None:
+        floor = f"T_sys {fmt.microseconds(traced.p50)} traced, {fmt.microseconds(untraced.p50)} untraced"
     where = [machine.device, f"torch {machine.torch}", f"launch {fmt.microseconds(calibration.launch_us)}", floor]
     options = ", ".join(f"{name} {value}" for name, value in sorted(step.options.items()))
     return [plain(", ".join(parts)), plain(", ".join(where)), *([plain(options)] if options else [])]
@@ -109,7 +75,17 @@ def variants_table(review: Review) -> Table:
                 f"(eager {check.eager_error:.2g}) against {check.reference_dtype}, "
                 f"{check.top1_flips} of {check.top1_total} top-1 flips"
             )
-    return _table("Variants (ms per step)", columns, [_variant_row(v) for v in review.variants], under)
+    under += _other_index(review)
+    return table("Variants (ms per step)", columns, [_variant_row(v) for v in review.variants], under)
+
+
+def _other_index(review: Review) -> list[str]:
+    """HDBI on the untraced launch floor, of the variants where the floor makes a difference that shows."""
+    both = [(v.name, v.breakdown) for v in review.variants if v.breakdown is not None]
+    known = [(name, fmt.index(t.hdbi), fmt.index(t.hdbi_untraced)) for name, t in both if t.hdbi_untraced is not None]
+    moved = [f"{name} {untraced}" for name, traced, untraced in known if traced != untraced]
+    rest = [] if len(moved) == len(known) else ["the others as above" if moved else "as above"]
+    return [f"HDBI on the untraced launch floor: {', '.join([*moved, *rest])}"] if known else []
 
 
 def _variant_row(variant: Variant) -> list[str]:
@@ -144,7 +120,7 @@ def removed_table(review: Review, base: str | None = None) -> Table | None:
     columns = (
         Column("variant"), Column("base", detail=True), Column("ΔFT", right=True),
         Column("ΔCT", right=True, priority=3), Column("ΔKT", right=True, priority=2),
-        Column("device", right=True, priority=1), Column("wall", right=True, priority=4), Column("wall ratio [95 %]"),
+        Column("device", right=True, priority=1), Column("wall", right=True, priority=4), Column("wall ratio [99.9 %]"),
         Column("HDBI", right=True, detail=True), Column("launches", right=True, detail=True),
         Column("kernels", right=True, detail=True), Column("breakeven steps", right=True, detail=True),
         Column("verdict", flexible=True),
@@ -152,7 +128,7 @@ def removed_table(review: Review, base: str | None = None) -> Table | None:
     against = f"relative to {base} " if base is not None else ""
     under = [f"{c.variant} is worse than {c.base} in: {', '.join(c.worse)}" for c in shown if c.worse]
     title = plain(f"Removed {against}(ms per step; negative = added)")
-    return _table(title, columns, [_removed_row(c) for c in shown], under)
+    return table(title, columns, [_removed_row(c) for c in shown], under)
 
 
 def compared(review: Review, base: str | None) -> list[Comparison]:
@@ -166,7 +142,7 @@ def _removed_row(comparison: Comparison) -> list[str]:
     return [
         comparison.variant,
         comparison.base,
-        *(fmt.ms(v) for v in (removed.ft_us, removed.ct_us, removed.kt_us, removed.device_us, removed.wall_us)),
+        *(fmt.difference(getattr(removed, name), removed.noise_us.get(name)) for name in type(removed).MEASUREMENTS),
         fmt.interval(comparison.wall_ratio),
         _change(fmt.index(comparison.hdbi_before), fmt.index(comparison.hdbi_after)),
         _change(fmt.count(comparison.launches_before), fmt.count(comparison.launches_after)),
@@ -211,7 +187,7 @@ def ops_table(review: Review, limit: int) -> Table | None:
     noise = _noise_us(variant.t_wall_us)
     rows = [_node_row(node, noise) for node in nodes]
     title = f"Top ops of {variant.name} by ΔFT + ΔCT + ΔKT (ms per step, {len(nodes)} of {len(variant.nodes)})"
-    return _table(plain(title), columns, rows)
+    return table(plain(title), columns, rows)
 
 
 def _node_row(node: Node, noise_us: float | None) -> list[str]:
@@ -239,18 +215,53 @@ def parts_table(review: Review) -> Table | None:
         for v, terms in split
     ]  # fmt: skip
     columns = [Column("variant"), Column("ΔFT", right=True), *(Column(plain(part), right=True) for part in parts)]
-    return _table("Parts of ΔFT (ms per step, sign kept)", columns, rows)
+    return table("Parts of ΔFT (ms per step, sign kept)", columns, rows)
 
 
-def library_table(review: Review) -> Table | None:
-    """Vendor-library calls per step as counted, one row per variant.  None when they were counted nowhere."""
-    counted = [(v, v.library_calls) for v in review.variants if v.library_calls is not None]
-    names = list(dict.fromkeys(name for _, calls in counted for name in calls))
-    if not names:
+def replay_table(review: Review) -> Table | None:
+    """Isolated replay beside the step, per family, of the first variant that has it.  None when none was replayed."""
+    variant = next((v for v in review.variants if v.replay), None)
+    if variant is None:
         return None
-    rows = [[v.name, *(fmt.count(calls.get(name, 0)) for name in names)] for v, calls in counted]
-    columns = [Column("variant"), *(Column(plain(name), right=True) for name in names)]
-    return _table("Vendor-library calls per step", columns, rows)
+    columns = (
+        Column("family"), Column("unique ops", right=True), Column("failed", right=True),
+        Column("hot / in situ", right=True), Column("leaf op µs", right=True),
+        Column("launch above T_sys µs", right=True), Column("kernels matched by"),
+    )  # fmt: skip
+    rows = [
+        [
+            row.family, fmt.count(row.unique_ops), fmt.count(row.failed),
+            *(MISSING if v is None else fmt.number(v) for v in (row.hot_over_in_situ, row.leaf_us, row.kt_fw_us)),
+            ", ".join(f"{tier} {count}" for tier, count in row.tiers.items()) or MISSING,
+        ]
+        for row in variant.replay
+    ]  # fmt: skip
+    return table(plain(f"Isolated replay of {variant.name}, by family"), columns, rows)
+
+
+def launch_table(review: Review) -> Table | None:
+    """What a launch costs and how long it takes, by each way of measuring it.  None when none was measured."""
+    calibration = review.machine.calibration
+    path = calibration.launch_path
+    rows = (
+        ("T_sys: null kernel by Triton, traced", calibration.t_sys_us),
+        ("T_sys: null kernel by a loop in C, traced", path.t_sys_bare_us),
+        ("T_sys: untraced estimate, launch to flag less half a round trip", path.t_sys_untraced_us),
+        ("launch to flag: until the host sees what the kernel wrote, untraced", path.flag_us),
+        ("round trip: host to polling kernel to host", path.round_trip_us),
+        ("launch call: null kernel behind others", path.queued_us),
+        ("launch call: null kernel on an idle stream", path.idle_us),
+        ("launch call: kernel with twelve arguments behind others", path.queued_arguments_us),
+        ("launch call: null kernel behind others, through the CUDA runtime", path.queued_runtime_us),
+    )
+    measured = [(name, value) for name, value in rows if value is not None]
+    if not measured:
+        return None
+    columns = (Column("what"), *(Column(title, right=True) for title in ("p5", "p50", "p95", "launches")))
+    cells = [
+        [name, fmt.number(v.p5), fmt.number(v.p50), fmt.number(v.p95), fmt.count(v.samples)] for name, v in measured
+    ]
+    return table("Launch path (µs)", columns, cells)
 
 
 def graphs_table(review: Review) -> Table | None:
@@ -262,13 +273,14 @@ def graphs_table(review: Review) -> Table | None:
         [g.compile_id, fmt.count(g.nodes), fmt.source(g.source), g.break_reason if g.break_reason else "none"]
         for g in review.graphs
     ]
-    return _table("Dynamo graphs", columns, rows)
+    return table("Dynamo graphs", columns, rows)
 
 
 def missing_notes(review: Review, base: str | None, nodes: Sequence[Node]) -> list[str]:
     """Why a shown value is ``–``: one line per reason, naming the columns and the variants it concerns.
 
-    ``base`` and ``nodes`` say which comparisons and ops are shown; breakeven steps are shown with all comparisons.
+    ``base`` and ``nodes`` say which comparisons and ops are shown; breakeven steps and families are shown with all
+    comparisons.
     """
     found: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
 
@@ -285,6 +297,8 @@ def missing_notes(review: Review, base: str | None, nodes: Sequence[Node]) -> li
             note(variant, variant.name)
             if variant.breakdown is not None:
                 note(variant.breakdown, variant.name)
+                for family in variant.breakdown.ct_families if base is None else ():
+                    note(family, f"{variant.name} {family.family}")
     for comparison in compared(review, base):
         note(comparison, comparison.variant)
         note(comparison.removed, comparison.variant)
@@ -297,22 +311,23 @@ def missing_notes(review: Review, base: str | None, nodes: Sequence[Node]) -> li
 
 
 def other_notes(review: Review) -> list[str]:
-    """The review's own notes, then those of its variants."""
-    own = [plain(note) for note in review.notes]
+    """The review's own notes, how ΔCT was had where it was not timed directly, then the notes of its variants."""
+    own = [*(plain(note) for note in review.notes), *source_notes(review)]
     return own + [plain(f"{variant.name}: {note}") for variant in review.variants for note in variant.notes]
 
 
 def near_zero_note(tables: Sequence[Table]) -> list[str]:
     """What ``≈0`` means, when one of ``tables`` shows it."""
     shown = any(cell == fmt.NEAR_ZERO for table in tables for row in table.rows for cell in row)
-    meaning = f"{fmt.NEAR_ZERO}: a small negative, within the interval of the wall time; the file keeps it"
+    meaning = f"{fmt.NEAR_ZERO}: a negative cost or a change within the noise of what it is made of; the file keeps it"
     return [meaning] if shown else []
 
 
 def page(review: Review, ops: int = 25) -> tuple[list[Table], list[str]]:
     """All tables and notes of a full page (markdown, html)."""
     optional = (
-        removed_table(review), ops_table(review, ops), parts_table(review), library_table(review), graphs_table(review),
+        removed_table(review), ops_table(review, ops), parts_table(review), families_table(review),
+        calls_table(review), graphs_table(review), launch_table(review), replay_table(review),
     )  # fmt: skip
     tables = [variants_table(review), *(table for table in optional if table is not None)]
     notes = [HDBI_MEANING, TERMS_MEANING, *other_notes(review), *missing_notes(review, None, top_nodes(review, ops)[1])]

@@ -64,6 +64,11 @@ def term(value_us: float | None, noise_us: float | None) -> str:
     return ms(value_us)
 
 
+def difference(value_us: float | None, noise_us: float | None) -> str:
+    """A difference of two costs in ms; within ``noise_us``, either way, it is no change and shows as ``≈0``."""
+    return NEAR_ZERO if value_us is not None and noise_us is not None and abs(value_us) <= noise_us else ms(value_us)
+
+
 def interval(value: Interval | None, scale: float = 1.0) -> str:
     """``median [low high]`` after multiplication by ``scale``, all three with the decimals of the median."""
     if value is None:

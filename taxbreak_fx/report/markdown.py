@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from taxbreak_fx.model import Review
 from taxbreak_fx.report import content
-from taxbreak_fx.report.content import Table
+from taxbreak_fx.report.tables import Table
 
 # Entities where a backslash would not do: GitHub splits table cells before it looks at backslashes.
 _ESCAPES = {ord(char): "\\" + char for char in "\\*_[]#~!"} | {

@@ -8,8 +8,8 @@ from tabulate import DataRow, TableFormat, tabulate
 
 from taxbreak_fx.model import Review
 from taxbreak_fx.report import content
-from taxbreak_fx.report.content import Column, Table
 from taxbreak_fx.report.format import clip, shorten
+from taxbreak_fx.report.tables import Column, Table
 
 MAX_LINES = 40
 # Chosen so that both tables, their lines and the notes fit; the ops table takes the lines that are left.

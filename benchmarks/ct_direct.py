@@ -1,0 +1,213 @@
+"""Claim: library time heard at the entry points agrees with library time by subtraction, op by op, in one process.
+
+    python benchmarks/ct_direct.py [--out benchmarks/results] [--rounds 12]
+
+Each op is replayed hot through its ATen overload.  direct = outermost entry points, entry → exit, less their launches;
+subtractive = T_dispatch − T_dispatch_base (median of native ops), launches as calibrated.  Both in turns, by rounds.
+Writes OUT/ct_direct.json = {claim, goal, unit, value, met, machine, rows}.  CUDA only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+from tabulate import tabulate
+
+from taxbreak_fx import trace
+from taxbreak_fx.calibrate import calibrate_host, describe_machine
+from taxbreak_fx.decompose import dispatch_time, library_direct
+from taxbreak_fx.errors import TaxbreakError
+from taxbreak_fx.interpose import Interposer
+from taxbreak_fx.library_events import Cost, library_charges
+from taxbreak_fx.recorders.tracing import profiled
+
+CLAIM = "direct and subtractive library time of the same op agree"
+GOAL = 0.15
+CALLS = 20
+Op = Callable[[], Any]
+
+# (name, m, k, n): GPT-2 (768, 3072) at 512 tokens and at 1, Llama-3.2-1B (2048, 8192, 512) at 512 and at 1.
+SHAPES = (
+    ("gpt2 qkv prefill", 512, 768, 2304),
+    ("gpt2 mlp up prefill", 512, 768, 3072),
+    ("gpt2 mlp down prefill", 512, 3072, 768),
+    ("gpt2 qkv decode", 1, 768, 2304),
+    ("gpt2 mlp up decode", 1, 768, 3072),
+    ("gpt2 head decode", 1, 768, 50257),
+    ("llama q prefill", 512, 2048, 2048),
+    ("llama kv prefill", 512, 2048, 512),
+    ("llama mlp up prefill", 512, 2048, 8192),
+    ("llama mlp down prefill", 512, 8192, 2048),
+    ("llama q decode", 1, 2048, 2048),
+    ("llama mlp down decode", 1, 8192, 2048),
+)
+
+
+def ops() -> dict[str, Op]:
+    """Library ops by name, through their ATen overloads."""
+    aten = torch.ops.aten
+    found: dict[str, Op] = {}
+    for name, m, k, n in SHAPES:
+        for dtype in (torch.bfloat16, torch.float32) if name.startswith("gpt2") else (torch.bfloat16,):
+            x, w, b = _made(m, k, dtype=dtype), _made(k, n, dtype=dtype), _made(n, dtype=dtype)
+            short = str(dtype)[6:]
+            found[f"mm {name} {short}"] = lambda x=x, w=w: aten.mm.default(x, w)
+            if m > 1:
+                found[f"addmm {name} {short}"] = lambda x=x, w=w, b=b: aten.addmm.default(b, x, w)
+    x, w, b = _made(4, 128, 768), _made(3072, 768), _made(3072)
+    found["linear gpt2 mlp up"] = lambda: aten.linear.default(x, w, b)
+    q = _made(12, 512, 64)
+    found["bmm gpt2 heads"] = lambda: aten.bmm.default(q, q.transpose(1, 2))
+    h = _made(1, 12, 512, 64)
+    found["sdpa cuDNN gpt2"] = lambda: aten._scaled_dot_product_cudnn_attention.default(h, h, h, None, False)
+    image, kernel = _made(1, 3, 224, 224), _made(768, 3, 16, 16)
+    found["conv2d vit patches"] = lambda: aten.convolution.default(
+        image, kernel, None, [16, 16], [0, 0], [1, 1], False, [0, 0], 1
+    )
+    return found
+
+
+def natives() -> dict[str, Op]:
+    """Framework-native ops with one launch each: the base of the subtraction."""
+    aten = torch.ops.aten
+    x, y = _made(512, 768), _made(512, 768)
+    return {
+        "add": lambda: aten.add.Tensor(x, y),
+        "mul": lambda: aten.mul.Tensor(x, y),
+        "tanh": lambda: aten.tanh.default(x),
+        "sum": lambda: aten.sum.default(x),
+        "layer_norm": lambda: aten.native_layer_norm.default(x, [768], None, None, 1e-5),
+        "gelu": lambda: aten.gelu.default(x),
+        "softmax": lambda: aten._softmax.default(x, -1, False),
+    }
+
+
+def _made(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.ones(*shape, dtype=dtype, device="cuda")
+
+
+def hot_us(op: Op) -> float:
+    """Host microseconds per call, un-instrumented, device idle before."""
+    torch.cuda.synchronize()
+    started = time.perf_counter_ns()
+    for _ in range(CALLS):
+        op()
+    return (time.perf_counter_ns() - started) / 1e3 / CALLS
+
+
+class Heard(NamedTuple):
+    """Per call of an op: own time of its library calls, launches heard beside and inside them, and their time; µs."""
+
+    own_us: float
+    beside: int
+    inside: int
+    launch_us: float
+
+
+def heard(op: Op, interposer: Interposer, cost: Cost) -> Heard:
+    """The library calls of an op, without any profiler."""
+    torch.cuda.synchronize()
+    with interposer.listening() as events:
+        for _ in range(CALLS):
+            op()
+    charges = library_charges(events.events, cost)
+    inside = sum(charge.launches for charge in charges) // CALLS
+    launches = [event.us - cost.inside for event in events.events if event.library == "launch"]
+    own_us = sum(charge.own_us for charge in charges) / CALLS
+    return Heard(own_us, len(launches) // CALLS - inside, inside, sum(launches) / CALLS)
+
+
+def compared(rounds: list[tuple[float, float, Heard]], launches: int, launch_us: float) -> dict[str, float]:
+    """Both estimates of one op, medians over rounds; launches neither heard beside nor inside are the library's own."""
+    direct = [library_direct(h.own_us, launches - h.beside - h.inside, launch_us) for _, _, h in rounds]
+    subtractive = [dispatch_time(total, launches, launch_us) - base for base, total, _ in rounds]
+    one, other = statistics.median(direct), statistics.median(subtractive)
+    total, base = (statistics.median(us) for us in ([row[1] for row in rounds], [row[0] for row in rounds]))
+    return {
+        "total_us": total,
+        "base_us": base,
+        "direct_us": one,
+        "subtractive_us": other,
+        "disagreement": other / one - 1,
+    }
+
+
+def measure(rounds: int) -> tuple[list[dict[str, Any]], Any]:
+    """One row per library op, and the machine."""
+    calibration = calibrate_host("cuda")
+    if calibration.launch_us is None:
+        raise TaxbreakError(calibration.unmeasured["launch_us"])
+    library, native, interposer = ops(), natives(), Interposer()
+    for op in (*library.values(), *native.values()):
+        op()
+    interposer.control()
+    cost = interposer.cost_us()
+    timed: dict[str, list[tuple[float, float, Heard]]] = {name: [] for name in library}
+    bases: dict[str, list[tuple[float, float]]] = {name: [] for name in native}
+    for _ in range(rounds):
+        for name, op in library.items():
+            base = statistics.median(
+                dispatch_time(hot_us(other), 1, calibration.launch_us) for other in native.values()
+            )
+            timed[name].append((base, hot_us(op), heard(op, interposer, cost)))
+        for name, op in native.items():
+            bases[name].append((hot_us(op), heard(op, interposer, cost).launch_us))
+    interposer.close()
+    rows: list[dict[str, Any]] = []
+    for name, pairs in bases.items():  # what the base is made of, and what a launch costs as heard, beside calibrated
+        total, launch = (statistics.median(column) for column in zip(*pairs, strict=True))
+        base = dispatch_time(total, 1, calibration.launch_us)
+        rows.append({"op": f"native {name}", "launches": 1, "total_us": total, "launch_us": launch, "base_us": base})
+    for name, op in library.items():
+        launches = launches_of(op)  # by the profiler, which leaves the process slower: after all timing
+        rows.append({"op": name, "launches": launches} | compared(timed[name], launches, calibration.launch_us))
+    return rows, describe_machine("cuda", calibration, None)
+
+
+def launches_of(op: Op) -> int:
+    """Kernel launches of one call, traced."""
+
+    def run() -> None:
+        torch.cuda.synchronize()
+        op()
+        torch.cuda.synchronize()
+
+    return len(trace.kernel_latencies(profiled(run)))
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--rounds", type=int, default=12)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("ct_direct needs a CUDA device: vendor libraries are called only there")
+    with torch.no_grad():
+        rows, machine = measure(options.rounds)
+    value = statistics.median(abs(row["disagreement"]) for row in rows if "disagreement" in row)
+    result = {
+        "claim": CLAIM,
+        "goal": GOAL,
+        "unit": "median of |subtractive ÷ direct − 1| over ops",
+        "value": value,
+        "met": value <= GOAL,
+        "machine": msgspec.to_builtins(machine),
+        "rows": rows,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "ct_direct.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    print(tabulate(rows, headers="keys", floatfmt=".3g"))
+    print(f"{CLAIM}: {value:.3f} (goal ≤ {GOAL}), {'met' if result['met'] else 'NOT met'}")
+
+
+if __name__ == "__main__":
+    main()
