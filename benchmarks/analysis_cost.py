@@ -29,11 +29,11 @@ from tabulate import tabulate
 
 from taxbreak_fx import calibrate
 from taxbreak_fx.families import classify_op
-from taxbreak_fx.model import Interval
+from taxbreak_fx.kinds import site_kind
 from taxbreak_fx.models import load, resolve_device
-from taxbreak_fx.nodes import site_kind
 from taxbreak_fx.observe import GraphSwitch, node_target
 from taxbreak_fx.pipeline import Runner
+from taxbreak_fx.record import Interval
 from taxbreak_fx.recorders.bench import Bench, quiet_gc
 from taxbreak_fx.recorders.timing import Captured, capture_sites, hot_replays, reach_sites
 from taxbreak_fx.request import ReviewRequest

@@ -26,7 +26,9 @@ from tabulate import tabulate
 from taxbreak_fx import trace
 from taxbreak_fx.errors import MeasurementError, TaxbreakError
 from taxbreak_fx.launch_path import LaunchLoop
-from taxbreak_fx.model import Calibration, Percentiles, Review, Variant
+from taxbreak_fx.machine import Calibration
+from taxbreak_fx.model import Review, Variant
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recorders.tracing import REPLAY, named_range, profiled
 from taxbreak_fx.request import ReviewRequest
 from taxbreak_fx.stages import Outcome, Stage, assemble

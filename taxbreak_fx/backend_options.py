@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from taxbreak_fx.errors import UsageError
-from taxbreak_fx.model import Record
+from taxbreak_fx.record import Record
 from taxbreak_fx.request import CUDA_VARIANTS, closest
 
 # The captured graph is the backend's base: "eager" would be the author's Python, which only ``taxbreak review`` runs.

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import torch
 
-from taxbreak_fx.model import Record
+from taxbreak_fx.record import Record
 
 _GO = "go"
 

@@ -19,8 +19,10 @@ from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.compare import compare_all
 from taxbreak_fx.decompose import equal_outputs
 from taxbreak_fx.errors import MeasurementError, OutputError
+from taxbreak_fx.machine import Machine
 from taxbreak_fx.merge import merge
-from taxbreak_fx.model import GraphInfo, Machine, Record, Review, StepInfo, Variant
+from taxbreak_fx.model import GraphInfo, Review, StepInfo, Variant
+from taxbreak_fx.record import Record
 from taxbreak_fx.recorders.bench import one_line
 from taxbreak_fx.recorders.graph import (
     FEWEST_PAIRS,

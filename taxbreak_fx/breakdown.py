@@ -23,8 +23,10 @@ from taxbreak_fx.decompose import (
 )
 from taxbreak_fx.draft import Draft, put_coverage
 from taxbreak_fx.ft_parts import put_parts
-from taxbreak_fx.model import Breakdown, FamilyReplay, Percentiles, Status, Variant
-from taxbreak_fx.nodes import cuda_nodes, device_sum_us, family_replays
+from taxbreak_fx.matching import family_replays
+from taxbreak_fx.model import Breakdown, FamilyReplay, Status, Variant
+from taxbreak_fx.nodes import cuda_nodes, device_sum_us
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Recording, Trace
 
 UNCOMPILED = ("eager", "eager-graph")

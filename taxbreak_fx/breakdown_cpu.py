@@ -9,7 +9,9 @@ from taxbreak_fx.draft import Draft, put_coverage
 from taxbreak_fx.families import classify_op
 from taxbreak_fx.family_inputs import inputs_of
 from taxbreak_fx.ft_parts import put_cpu_parts
-from taxbreak_fx.nodes import CPU_TIERS, SiteCost, family_replays, host_only_nodes, replay_kind
+from taxbreak_fx.kinds import replay_kind
+from taxbreak_fx.matching import family_replays
+from taxbreak_fx.nodes import CPU_TIERS, SiteCost, host_only_nodes
 from taxbreak_fx.recording import InSitu, Recording, Replay, Site, Timing
 
 MIN_NATIVE_OPS = 3  # fewer make no median

@@ -10,8 +10,8 @@ from taxbreak_fx.decompose import dispatch_base, library_direct, library_time
 from taxbreak_fx.draft import Draft
 from taxbreak_fx.families import classify_op
 from taxbreak_fx.family_inputs import inputs_of
+from taxbreak_fx.kinds import kernel_kind, replay_kind, site_kind
 from taxbreak_fx.model import FamilyLibrary
-from taxbreak_fx.nodes import kernel_kind, replay_kind, site_kind
 from taxbreak_fx.recording import LibrarySite, Recording, Replay, ReplayTrace, Trace
 
 NO_CALLS = "no library call was made: observed by the libraries' own loggers"

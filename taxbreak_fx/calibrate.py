@@ -18,7 +18,8 @@ import torch
 
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.launch_path import NOT_TRACED, bare_null_loop, measure_launch_path, reason_of
-from taxbreak_fx.model import Calibration, Conditions, LaunchPath, Machine, Percentiles
+from taxbreak_fx.machine import Calibration, Conditions, LaunchPath, Machine
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import LaunchFloor
 from taxbreak_fx.stats import percentiles
 

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taxbreak_fx.model import Comparison, Interval, Removed, Variant
+from taxbreak_fx.model import Comparison, Removed, Variant
+from taxbreak_fx.record import Interval
 from taxbreak_fx.recording import Timing
 from taxbreak_fx.stats import ratio, ratio_of_ratios
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from taxbreak_fx.model import OutputCheck, Percentiles
-from taxbreak_fx.nodes import replay_kind
+from taxbreak_fx.kinds import replay_kind
+from taxbreak_fx.model import OutputCheck
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Activity, InSitu, Replay, ReplayTrace
 
 ERROR_RATIO = 3.0

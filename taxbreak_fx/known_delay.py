@@ -24,8 +24,10 @@ import torch
 from taxbreak_fx import calibrate, trace
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.errors import MeasurementError, UsageError
-from taxbreak_fx.model import Calibration, Record, StepInfo, Variant
+from taxbreak_fx.machine import Calibration
+from taxbreak_fx.model import StepInfo, Variant
 from taxbreak_fx.native import library_path
+from taxbreak_fx.record import Record
 from taxbreak_fx.recorders.bench import Bench
 from taxbreak_fx.recorders.frame import measure_frame
 from taxbreak_fx.recorders.outputs import OutputReference

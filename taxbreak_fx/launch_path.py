@@ -18,7 +18,8 @@ import torch
 from taxbreak_fx import native
 from taxbreak_fx.decompose import untraced_floor
 from taxbreak_fx.errors import MeasurementError
-from taxbreak_fx.model import LaunchPath, Percentiles
+from taxbreak_fx.machine import LaunchPath
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recorders.bench import one_line
 from taxbreak_fx.stats import percentiles
 

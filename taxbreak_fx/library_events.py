@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple
 
-from taxbreak_fx.model import Record
+from taxbreak_fx.record import Record
 
 Library = Literal[
     "cublas", "cublaslt", "cudnn", "cusparse", "cusparselt", "cusolver", "cufft", "nccl", "launch", "sync", "memop"

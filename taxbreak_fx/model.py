@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import msgspec
+from taxbreak_fx.machine import Machine
+from taxbreak_fx.record import Interval, Measured, Record, check_sum
 
 SCHEMA_VERSION = "2.0.0"
 
@@ -18,55 +19,6 @@ Origin = Literal["measured", "predicted", "ingested"]
 Status = Literal["ok", "failed", "skipped"]
 KtSource = Literal["untraced", "traced", "traced, bounded"]
 Phase = Literal["prefill", "decode", "forward"]
-
-# Sums are rebuilt from floats that were rounded nowhere; this only absorbs their last bits.
-RELATIVE_TOLERANCE = 1e-6
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of every type in the file: immutable and keyword-only."""
-
-
-class Measured(Record, frozen=True, kw_only=True):
-    """A record whose nullable measurements each carry a reason when they are null.
-
-    Raises ``ValueError`` when a null field named in ``MEASUREMENTS`` has no reason, or a measured one has.
-    """
-
-    MEASUREMENTS: ClassVar[tuple[str, ...]] = ()
-
-    unmeasured: dict[str, str] = {}
-
-    def __post_init__(self) -> None:
-        for name in self.MEASUREMENTS:
-            if (getattr(self, name) is None) != (name in self.unmeasured):
-                state = "null without a reason" if getattr(self, name) is None else "measured, yet has a reason"
-                raise ValueError(f"{type(self).__name__}.{name} is {state}")
-        for name in self.unmeasured:
-            if name not in self.MEASUREMENTS:
-                raise ValueError(f"{type(self).__name__} has no measurement named {name!r}")
-
-
-class Interval(Record, frozen=True, kw_only=True):
-    """A median with its 95 % bootstrap interval, from ``samples`` repetitions; the unit is in the field's name."""
-
-    median: float
-    low: float
-    high: float
-    samples: int
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.median <= self.high:
-            raise ValueError(f"interval not ordered: {self.low} <= {self.median} <= {self.high}")
-
-
-class Percentiles(Record, frozen=True, kw_only=True):
-    """p5, p50 and p95 of ``samples`` observations; the unit is in the field's name."""
-
-    p5: float
-    p50: float
-    p95: float
-    samples: int
 
 
 class SourceLine(Record, frozen=True, kw_only=True):
@@ -87,96 +39,6 @@ class Classification(Record, frozen=True, kw_only=True):
     i_lib: bool
     code: str
     reason: str
-
-
-class LaunchPath(Measured, frozen=True, kw_only=True):
-    """A launch on its way from the host to the device, from loops in C; microseconds per launch.
-
-    Host-blocking time of the launch call, un-instrumented: ``queued_us`` of a null kernel behind others, ``idle_us`` on
-    an idle stream, ``queued_arguments_us`` of a kernel with twelve arguments, ``queued_runtime_us`` through the CUDA
-    runtime instead of the driver.
-
-    The launch floor: ``t_sys_bare_us`` is launch API entry to null kernel start, traced, without Python.  Untraced,
-    ``flag_us`` is the same entry until the host sees a flag that the kernel wrote: an upper bound of T_sys.
-    ``round_trip_us`` is host → polling kernel → host; half of it stands for the flag's way back, so that
-    ``t_sys_untraced_us`` = ``flag_us`` − ``round_trip_us``.p50 / 2 is an estimate, not a reading.
-    """
-
-    MEASUREMENTS = (
-        "queued_us",
-        "idle_us",
-        "queued_arguments_us",
-        "queued_runtime_us",
-        "t_sys_bare_us",
-        "flag_us",
-        "round_trip_us",
-        "t_sys_untraced_us",
-    )
-
-    queued_us: Percentiles | None = None
-    idle_us: Percentiles | None = None
-    queued_arguments_us: Percentiles | None = None
-    queued_runtime_us: Percentiles | None = None
-    t_sys_bare_us: Percentiles | None = None
-    flag_us: Percentiles | None = None
-    round_trip_us: Percentiles | None = None
-    t_sys_untraced_us: Percentiles | None = None
-
-    @classmethod
-    def unavailable(cls, reason: str) -> LaunchPath:
-        """Nothing was measured, for one reason."""
-        return cls(unmeasured=dict.fromkeys(cls.MEASUREMENTS, reason))
-
-
-def _no_launch_path() -> LaunchPath:
-    return LaunchPath.unavailable("not measured")
-
-
-class Calibration(Measured, frozen=True, kw_only=True):
-    """What one launch costs on this machine, and how fast its host is.
-
-    ``launch_us``: host-blocking time of one kernel launch call, un-instrumented; ``launch_source``: whether a loop in C
-    measured it, or calls through ctypes whose own cost was subtracted.  ``t_sys_us``: null kernel, launch API entry to
-    kernel start, traced.  ``host_score``: iterations of a fixed single-thread Python loop per microsecond, for scaling
-    between hosts.
-    """
-
-    MEASUREMENTS = ("launch_us", "t_sys_us")
-
-    launch_us: float | None
-    t_sys_us: Percentiles | None
-    host_score: float
-    launch_source: Literal["C loop", "ctypes"] | None = None
-    launch_path: LaunchPath = msgspec.field(default_factory=_no_launch_path)
-
-
-class Conditions(Record, frozen=True, kw_only=True):
-    """The circumstances of the run that can move its numbers. ``load`` is the 1-minute load average at the start."""
-
-    threads: int
-    affinity: list[int]
-    gc: str
-    grad_mode: str
-    seed: int | None
-    gpu_clocks_mhz: dict[str, float] | None
-    load: float | None
-
-
-class Machine(Record, frozen=True, kw_only=True):
-    """Where the numbers come from: device and host, versions, calibration, conditions and date (ISO 8601, UTC)."""
-
-    device: str
-    host_cpu: str
-    cores: int
-    python: str
-    torch: str
-    cuda: str | None
-    driver: str | None
-    transformers: str | None
-    triton: str | None
-    date: str
-    calibration: Calibration
-    conditions: Conditions
 
 
 class StepInfo(Record, frozen=True, kw_only=True):
@@ -475,9 +337,3 @@ class Review(Record, frozen=True, kw_only=True):
         from taxbreak_fx.report.html import notebook
 
         return notebook(self)
-
-
-def check_sum(name: str, parts: float, total: float) -> None:
-    """Raise ``ValueError`` unless ``parts`` equals ``total`` up to float rounding."""
-    if not math.isclose(parts, total, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-3):
-        raise ValueError(f"{name}: parts sum to {parts}, total is {total}")

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import collections
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from taxbreak_fx.families import classify_kernel, classify_op
-from taxbreak_fx.family_inputs import inputs_of
-from taxbreak_fx.model import Classification, FamilyReplay, Node, SourceLine
-from taxbreak_fx.recording import Activity, InSitu, Replay, ReplayTrace, Site, Timing, Trace
+from taxbreak_fx.kinds import is_wrapper_line, kernel_kind, short_kernel, site_kind, site_op
+from taxbreak_fx.matching import TIERS, site_tier
+from taxbreak_fx.model import Classification, Node, SourceLine
+from taxbreak_fx.recording import Activity, InSitu, ReplayTrace, Site, Timing, Trace
 
-TIERS = ("exact", "name", "substring", "most common", "unmatched")
 # How a dispatch cost was found on the CPU device, best first.
 CPU_TIERS = ("measured", "smallest shape", "family median", "native median", "not replayed")
-KernelId = tuple[str, str]
 
 
 class SiteCost(NamedTuple):
@@ -52,39 +49,6 @@ class _Row(NamedTuple):
 def device_sum_us(activities: Iterable[Activity]) -> float:
     """Sum of all device activity durations, in microseconds."""
     return sum(activity.duration_us for activity in activities)
-
-
-def site_op(site: Site) -> str:
-    """The name a site is shown by: its composite ops, or the kernel or function it calls."""
-    if site.target.startswith(("triton:", "cpp:", "extern:")) or not site.ops:
-        return site.target
-    ops = [op for op in site.ops if classify_op(op, "cuda").family != "view"] or list(site.ops)
-    return "+".join(dict.fromkeys(ops[:3]))
-
-
-def site_kind(site: Site, device: str) -> Classification:
-    """What a site is: decided by its leaf ops where they were seen, a library op before a native one before a view."""
-    if site.target.startswith(("triton:", "cpp:")):
-        return classify_op(site.target, device, dtype=site.dtype)
-    leaves = [
-        classify_op(key.split("(", 1)[0], device, dtype=site.dtype, inputs=inputs_of(key)) for key in site.leaf_keys
-    ]
-    working = [kind for kind in leaves if kind.family not in ("view", "copy")] or [
-        k for k in leaves if k.family != "view"
-    ]
-    if working:
-        return next((kind for kind in working if kind.i_lib), working[0])
-    return leaves[0] if leaves else classify_op(site_op(site), device, dtype=site.dtype)
-
-
-def replay_kind(replay: Replay, device: str) -> Classification:
-    """What a leaf's replay is; its key tells the inputs."""
-    return classify_op(replay.op, device, dtype=replay.dtype, inputs=inputs_of(replay.key))
-
-
-def is_wrapper_line(site: Site) -> bool:
-    """Whether the site is a line of an Inductor wrapper that works: a kernel, an extern call or an allocation."""
-    return site.target.startswith(("triton:", "cpp:", "extern:")) or "empty_strided" in site.target
 
 
 def cuda_nodes(
@@ -126,7 +90,7 @@ def cuda_nodes(
                     None if unknown else library.get(index, 0.0),
                     None if launch_us is None else launch_us.get(index, 0.0),
                     t_sys_us,
-                    _tier(site, by_site[index], traced),
+                    site_tier(site, by_site[index], traced),
                     timing.in_situ_failure,
                     ct_missing,
                 )
@@ -177,14 +141,6 @@ def _site_row(
         tier,
         reasons,
     )
-
-
-def kernel_kind(activity: Activity, triton_kernels: Sequence[str]) -> Classification:
-    """What a device activity is, by its name, or by the author's Triton kernels where the name says nothing."""
-    found = classify_kernel(activity.name, activity.kind)
-    if found.family == "unknown" and activity.name in triton_kernels:
-        return classify_op(f"triton:{activity.name}", "cuda")
-    return found
 
 
 def _kernel_rows(activities: list[Activity], trace: Trace, t_sys_us: float | None) -> list[_Row]:
@@ -275,18 +231,6 @@ def host_only_nodes(timing: Timing, costs: Sequence[SiteCost], undivided: str) -
     return _grouped(rows)
 
 
-def short_kernel(name: str) -> str:
-    """A kernel's name without return type and arguments, cut at 120 characters."""
-    text = re.sub(r"^void ", "", name)
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "<") - (character == ">")
-        if character == "(" and depth == 0 and position and not text[:position].endswith(("operator", "::", " ")):
-            text = text[:position]
-            break
-    return text[:120]
-
-
 def folded(path: str | None) -> str | None:
     """A module path with its layer numbers folded to ``*``, so that like layers share a row."""
     return None if path is None else re.sub(r"(?:^|(?<=\.))\d+(?=\.|$)", "*", path)
@@ -331,106 +275,4 @@ def _node(key: tuple[str, str, str, str | None, SourceLine | None], rows: list[_
         match_tier=weakest,
         unmeasured=reasons,
         **sums,
-    )
-
-
-def _tier(site: Site, activities: list[Activity], traced: Mapping[tuple[str, str], ReplayTrace]) -> str | None:
-    """How the site's kernels meet those of its replays; None when the site launched no kernel."""
-    own = [(a.name, a.signature) for a in activities if a.kind == "kernel"]
-    if not own:
-        return None
-    call = traced.get(("call", site.call_key or ""))
-    replays = [call] if call else [r for key in site.leaf_keys if (r := traced.get(("leaf", key)))]
-    return match_tier(own, [kernel for replay in replays for kernel in replay.kernels])
-
-
-def match_tier(step: Sequence[KernelId], replayed: Sequence[KernelId]) -> str:
-    """The tier by which the step's kernels meet the replay's: exact name and launch signature first."""
-    if not replayed:
-        return "unmatched"
-    if sorted(step) == sorted(replayed):
-        return "exact"
-    names, known = [name for name, _ in step], [name for name, _ in replayed]
-    if sorted(names) == sorted(known):
-        return "name"
-    if all(any(short_kernel(a) in b or short_kernel(b) in a for b in known) for a in names):
-        return "substring"
-    return "most common"
-
-
-def family_replays(timing: Timing, trace: Trace | None, t_sys_us: float | None) -> list[FamilyReplay]:
-    """Isolated replay beside the step, per family of its calls; families with most unique calls first.
-
-    Without a ``trace`` the step ran on the CPU device, where nothing is launched and no kernels are matched.
-    """
-    clock = timing.in_situ
-    hot: dict[tuple[str, str], Replay] = {(r.level, r.key): r for r in timing.replays}
-    traced: dict[tuple[str, str], ReplayTrace] = {(r.level, r.key): r for r in trace.replays} if trace else {}
-    by_site: dict[int | None, list[Activity]] = collections.defaultdict(list)
-    # A traced step that met other calls has nothing to match.
-    if trace is not None and trace.step.sites == len(timing.sites):
-        for activity in trace.step.activities:
-            by_site[activity.site].append(activity)
-    members: dict[str, list[int]] = collections.defaultdict(list)
-    for index, site in enumerate(timing.sites):
-        if site.call_key or site.leaf_keys:
-            members[site_kind(site, "cpu" if trace is None else "cuda").family].append(index)
-    ok = {key: replay for key, replay in traced.items() if replay.failure is None}
-    rows = [
-        _family_replay(family, [(i, timing.sites[i]) for i in indices], clock, hot, ok, by_site, t_sys_us)
-        for family, indices in members.items()
-    ]
-    return sorted(rows, key=lambda row: row.unique_ops, reverse=True)
-
-
-def _family_replay(
-    family: str,
-    sites: list[tuple[int, Site]],
-    clock: InSitu | None,
-    hot: Mapping[tuple[str, str], Replay],
-    traced: Mapping[tuple[str, str], ReplayTrace],
-    by_site: dict[int | None, list[Activity]],
-    t_sys_us: float | None,
-) -> FamilyReplay:
-    keys = {("call", s.call_key) if s.call_key else ("leaf", k) for _, s in sites for k in (s.leaf_keys or ("",))}
-    failed = sum(key not in hot or hot[key].host_us is None for key in keys)
-    tiers: collections.Counter[str] = collections.Counter()
-    seen: set[object] = set()
-    hot_us, in_situ_us = 0.0, 0.0
-    for index, site in sites:
-        key = site.call_key or site.leaf_keys
-        if key not in seen:
-            seen.add(key)
-            tier = _tier(site, by_site[index], traced)
-            if tier:
-                tiers[tier] += 1
-        replay = hot.get(("call", site.call_key or ""))
-        if clock is not None and replay is not None and replay.host_us is not None:
-            hot_us += replay.host_us
-            in_situ_us += clock.site_us[index]
-    leaves = [traced.get(("leaf", key)) for _, site in sites for key in set(site.leaf_keys)]
-    latencies = [leaf.latency_us for leaf in leaves if leaf is not None and leaf.latency_us is not None]
-    bare = [
-        replay.host_us - (replay.boxing_us or 0.0)
-        for key in {key for _, site in sites for key in site.leaf_keys}
-        if (replay := hot.get(("leaf", key))) is not None and replay.host_us is not None
-    ]
-    reasons = {}
-    if not bare:
-        reasons["leaf_us"] = "no ATen op of the family was replayed"
-    ratio = hot_us / in_situ_us if in_situ_us > 0 else None
-    if ratio is None:
-        reasons["hot_over_in_situ"] = "only the uncompiled step's calls are replayed by their own Python targets"
-    residual = statistics.median(latencies) - t_sys_us if latencies and t_sys_us is not None else None
-    if residual is None:
-        reasons["kt_fw_us"] = "the family launches nothing" if not latencies else "T_sys not measured"
-    return FamilyReplay(
-        family=family,
-        unique_ops=len(keys),
-        failed=failed,
-        hot_over_in_situ=ratio,
-        kt_fw_us=residual,
-        leaf_us=statistics.median(bare) if bare else None,
-        tiers=dict(tiers),
-        unmeasured=reasons,
     )

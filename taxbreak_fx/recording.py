@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from taxbreak_fx.model import Calibration, GraphInfo, Machine, OutputCheck, Percentiles, Record, SourceLine, StepInfo
+from taxbreak_fx.machine import Calibration, Machine
+from taxbreak_fx.model import GraphInfo, OutputCheck, SourceLine, StepInfo
+from taxbreak_fx.record import Percentiles, Record
 
 
 class Site(Record, frozen=True, kw_only=True):

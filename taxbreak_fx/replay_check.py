@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
 from taxbreak_fx.capture import CapturedCall, freeze
-from taxbreak_fx.model import Record
+from taxbreak_fx.record import Record
 from taxbreak_fx.recorders.bench import one_line
 from taxbreak_fx.state import Snapshot
 

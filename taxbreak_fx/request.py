@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from taxbreak_fx.errors import UsageError
-from taxbreak_fx.model import Record
+from taxbreak_fx.record import Record
 
 CUDA_VARIANTS = ("eager", "dynamo", "inductor", "reduce-overhead", "cudagraphs", "eager-graph")
 CPU_VARIANTS = ("eager", "dynamo", "inductor")

@@ -15,19 +15,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from taxbreak_fx.errors import FormatError, OutputError
-from taxbreak_fx.model import (
-    SCHEMA_VERSION,
-    Breakdown,
-    Calibration,
-    Comparison,
-    FamilyReplay,
-    LaunchPath,
-    Measured,
-    Node,
-    Removed,
-    Review,
-    Variant,
-)
+from taxbreak_fx.machine import Calibration, LaunchPath
+from taxbreak_fx.model import SCHEMA_VERSION, Breakdown, Comparison, FamilyReplay, Node, Removed, Review, Variant
+from taxbreak_fx.record import Measured
 
 OLDER = "not measured by the version that made this review"
 _UPGRADED_MAJOR = 1

@@ -15,7 +15,9 @@ from taxbreak_fx import __version__
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.compare import compare_all
 from taxbreak_fx.errors import FormatError, OutputError
-from taxbreak_fx.model import Calibration, Machine, Record, Review, Variant
+from taxbreak_fx.machine import Calibration, Machine
+from taxbreak_fx.model import Review, Variant
+from taxbreak_fx.record import Record
 from taxbreak_fx.recording import Frame, HostFacts, LaunchFloor, Recording, Timing, Trace
 
 Kind = Literal["host", "timing", "frame", "trace", "floor"]

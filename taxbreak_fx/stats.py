@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from taxbreak_fx.model import Interval, Percentiles
+from taxbreak_fx.record import Interval, Percentiles
 
 RESAMPLES = 1_000
 CONFIDENCE = 0.999  # at 95 % one of twenty comparisons of a variant with itself would report a change

@@ -20,7 +20,8 @@ from typing import IO
 import msgspec
 
 from taxbreak_fx.errors import CaptureError, TaxbreakError
-from taxbreak_fx.model import Record, Review
+from taxbreak_fx.model import Review
+from taxbreak_fx.record import Record
 from taxbreak_fx.request import ReviewRequest
 from taxbreak_fx.stages import INTERRUPTED, Outcome, Ready, Stage, assemble, journal, plan, unneeded
 

@@ -13,7 +13,7 @@ import sys
 import msgspec
 
 from taxbreak_fx.errors import DeviceError, TaxbreakError
-from taxbreak_fx.model import Record
+from taxbreak_fx.record import Record
 from taxbreak_fx.request import ReviewRequest, check_variants
 from taxbreak_fx.stages import Ready, Stage
 

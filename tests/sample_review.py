@@ -16,25 +16,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from taxbreak_fx.machine import Calibration, Conditions, LaunchPath, Machine
 from taxbreak_fx.model import (
     Breakdown,
-    Calibration,
     Comparison,
-    Conditions,
     FamilyLibrary,
     GraphInfo,
-    Interval,
-    LaunchPath,
-    Machine,
     Node,
     OutputCheck,
-    Percentiles,
     Removed,
     Review,
     SourceLine,
     StepInfo,
     Variant,
 )
+from taxbreak_fx.record import Interval, Percentiles
 
 NO_WAIT = "the drained pass cannot run inside a CUDA graph tree"
 TOO_MANY = "the step makes more library calls than can be recorded"

@@ -18,7 +18,8 @@ from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.decompose import flag_way, graph_latency, untraced_floor
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.merge import merge_timings
-from taxbreak_fx.model import Percentiles, StepInfo, Variant
+from taxbreak_fx.model import StepInfo, Variant
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recorders import graph_launch
 from taxbreak_fx.recorders.graph_launch import STEPS, WARM_STEPS, flagged_captures, time_graph_launches, timed_replays
 from taxbreak_fx.recording import Recording, Timing

@@ -25,7 +25,8 @@ from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.decompose import untraced_floor
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.launch_path import WARM, Kernel, LaunchLoop, measure_launch_path
-from taxbreak_fx.model import LaunchPath, Percentiles
+from taxbreak_fx.machine import LaunchPath
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import LaunchFloor
 from taxbreak_fx.report import content, text
 from taxbreak_fx.stages import Outcome, Stage, with_floor

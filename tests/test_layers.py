@@ -22,9 +22,24 @@ PACKAGE = ROOT / "taxbreak_fx"
 
 # Patterns, so that a room may be split (capture_ops) without a new row; the first that matches decides.
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (0, ("errors", "model", "request", "recording")),
+    (0, ("errors", "record", "machine", "model", "request", "recording")),
     (1, ("families", "family_*", "hardware", "schema", "stats")),
-    (2, ("decompose", "merge", "nodes", "draft", "ft_parts", "breakdown", "breakdown_*", "timeline", "library_events")),
+    (
+        2,
+        (
+            "decompose",
+            "merge",
+            "kinds",
+            "matching",
+            "nodes",
+            "draft",
+            "ft_parts",
+            "breakdown",
+            "breakdown_*",
+            "timeline",
+            "library_events",
+        ),
+    ),
     (3, ("compare", "whatif", "findings")),
     (4, ("workload", "state", "capture", "sources", "wrapper_lines", "variants", "variant_*", "probes", "observe")),
     (4, ("ticks", "tick_cost")),

@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from taxbreak_fx.breakdown import decompose
+from taxbreak_fx.machine import Calibration
 from taxbreak_fx.merge import merge
-from taxbreak_fx.model import Calibration, GraphInfo, OutputCheck, Percentiles
+from taxbreak_fx.model import GraphInfo, OutputCheck
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Activity, InSitu, Launch, Recording, Replay, Site, Spans, Timing, Trace, TracedStep
 
 ADD = "aten.add.Tensor"

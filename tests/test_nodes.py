@@ -28,22 +28,13 @@ from fake_recording import (
     trace,
 )
 
-from taxbreak_fx import nodes
+from taxbreak_fx import kinds
 from taxbreak_fx.families import classify_op
+from taxbreak_fx.kinds import replay_kind, short_kernel, site_kind
+from taxbreak_fx.kinds import site_op as shown
+from taxbreak_fx.matching import family_replays, match_tier
 from taxbreak_fx.model import Classification, Node, SourceLine
-from taxbreak_fx.nodes import (
-    SiteCost,
-    cuda_nodes,
-    device_sum_us,
-    family_replays,
-    folded,
-    host_only_nodes,
-    match_tier,
-    replay_kind,
-    short_kernel,
-    site_kind,
-)
-from taxbreak_fx.nodes import site_op as shown
+from taxbreak_fx.nodes import SiteCost, cuda_nodes, device_sum_us, folded, host_only_nodes
 from taxbreak_fx.recording import Replay, ReplayTrace, Site, Timing, Trace
 
 COPY = activity("Memcpy HtoD", 190.0, 3.0, launch=2, kind="memcpy")
@@ -334,7 +325,7 @@ def test_classification_is_asked_in_proportion_to_the_sites(monkeypatch: pytest.
         asked += 1
         return classify_op(op, device, dtype=dtype, inputs=inputs)
 
-    monkeypatch.setattr(nodes, "classify_op", counting)
+    monkeypatch.setattr(kinds, "classify_op", counting)
     counts = []
     works = [site for site in SITES if site.ops]
     for copies in (10, 20, 40):

@@ -13,7 +13,8 @@ from sample_review import sample_review
 
 from taxbreak_fx import schema
 from taxbreak_fx.errors import FormatError, OutputError
-from taxbreak_fx.model import SCHEMA_VERSION, LaunchPath, Review
+from taxbreak_fx.machine import LaunchPath
+from taxbreak_fx.model import SCHEMA_VERSION, Review
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -11,7 +11,8 @@ from fake_recording import FRAME, T_SYS_US, eager_timing, eager_trace, timing
 from sample_review import machine
 
 from taxbreak_fx.errors import FormatError, OutputError
-from taxbreak_fx.model import Percentiles, StepInfo
+from taxbreak_fx.model import StepInfo
+from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import HostFacts, LaunchFloor
 from taxbreak_fx.stages import NOT_REACHED, Outcome, Result, Stage, assemble, journal, plan, recording, unneeded
 

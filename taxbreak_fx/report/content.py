@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taxbreak_fx.model import Breakdown, Comparison, Interval, Measured, Node, Review, Variant
+from taxbreak_fx.model import Breakdown, Comparison, Node, Review, Variant
+from taxbreak_fx.record import Interval, Measured
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
 from taxbreak_fx.report.library import calls_table, families_table, source_notes

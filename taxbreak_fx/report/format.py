@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
-from taxbreak_fx.model import Interval, Percentiles, SourceLine
+from taxbreak_fx.model import SourceLine
+from taxbreak_fx.record import Interval, Percentiles
 
 MISSING = "–"  # not measured
 NEAR_ZERO = "≈0"
