@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,9 +43,11 @@ def review(step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Review:
 
 
 def review_with(options: Options, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Review:
-    """As ``review``, with ``options``."""
+    """As ``review``, with ``options``.  Raises ``UsageError`` also for a variant or a budget that cannot be."""
     if not callable(step):
         raise UsageError(f"review needs a callable step, not {type(step).__name__}")
+    if not (math.isfinite(options.budget_s) and options.budget_s > 0):
+        raise UsageError(f"budget_s must be a positive number of seconds, got {options.budget_s:g}")
     tensors = tensors_of((step, args, kwargs, options.state))
     device = _device({tensor.device.type for tensor in tensors})
     variants = check_variants(options.variants, device)

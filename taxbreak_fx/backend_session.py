@@ -165,10 +165,7 @@ class Session:
                 share = (deadline - time.perf_counter()) / (2 * (len(compiled) - position))
                 bench.count = _affordable(bench, share)
                 if bench.count < FEWEST_PAIRS:
-                    graph.skipped[name] = (
-                        f"over budget: needs about {bench.cost_s(FEWEST_PAIRS):.1f} s, its share of budget_s is "
-                        f"{max(share, 0.0):.1f} s"
-                    )
+                    graph.skipped[name] = over_budget(self.options.budget_s, bench.cost_s(FEWEST_PAIRS), share)
                     if name == BASE:
                         return
                     continue
@@ -329,6 +326,13 @@ def _best(graph: MeasuredGraph) -> str:
         if timing.output_check is None or equal_outputs(timing.output_check, timing.output_floor)
     }
     return min(ratios, key=lambda name: ratios[name], default=BASE)
+
+
+def over_budget(budget_s: float, needed_s: float, share_s: float) -> str:
+    """Why a variant is not timed that needs ``needed_s`` of the ``share_s`` seconds that are left for it."""
+    if share_s <= 0:
+        return f"over budget: {budget_s:g} s are spent"
+    return f"over budget: needs about {needed_s:.2g} s, its share of budget_s is {share_s:.2g} s"
 
 
 def _affordable(bench: GraphBench, share_s: float) -> int:

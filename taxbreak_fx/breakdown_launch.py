@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from dataclasses import dataclass, field
 
+from taxbreak_fx.breakdown_wait import QUEUED, may_fill_queue
 from taxbreak_fx.draft import Draft
 from taxbreak_fx.recording import Trace
 
@@ -22,7 +23,8 @@ def launch_term(draft: Draft, trace: Trace, kernels: int, graphs: int) -> Launch
     """Σ over launches heard of their own time + calibrated cost of each other launch + the step's graph launches.
 
     Heard are the launches that torch makes through its import table; those that a library or Triton makes by a way of
-    its own are not.
+    its own are not.  Where launches may wait for room in the queue, what was heard holds that wait, which is T_wait's:
+    then all cost as calibrated.
     """
     timing, calibration = draft.timing, draft.recording.calibration
     if kernels and calibration.launch_us is None:
@@ -34,6 +36,9 @@ def launch_term(draft: Draft, trace: Trace, kernels: int, graphs: int) -> Launch
     sites = {site: count * each for site, count in traced.items() if site is not None}
     graph_us = (timing.graph_launch_us or 0.0) if graphs else 0.0
     library = timing.library
+    if library is not None and may_fill_queue(trace, kernels + graphs):
+        draft.notes.append(f"launches cost as calibrated: {QUEUED}")
+        library = None
     if library is None:
         return LaunchTerm(kernels * each + graph_us, sites=sites)
     scale = draft.host.median / library.host_us

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from taxbreak_fx.breakdown_cpu import MIN_NATIVE_OPS
+from taxbreak_fx.breakdown_wait import QUEUED, may_fill_queue
 from taxbreak_fx.decompose import dispatch_base, library_direct, library_time
 from taxbreak_fx.draft import Draft
 from taxbreak_fx.families import classify_op
@@ -52,7 +53,7 @@ def library_term(draft: Draft, eager: Recording | None) -> LibraryTerm:
     """ΔCT: 0 where the libraries report no call; else direct; else subtractive, with why it is not direct."""
     timing, trace = draft.timing, draft.recording.trace
     assert trace is not None
-    heard = 0 if timing.library is None else sum(site.calls for site in timing.library.sites)
+    heard = _beyond_loggers(draft) if timing.library is None else any(site.calls for site in timing.library.sites)
     if trace.library_calls is not None and not any(trace.library_calls.values()) and not heard:
         return LibraryTerm(0.0, NO_CALLS)
     direct, subtractive = _direct(draft, trace), _subtractive(draft, trace, eager)
@@ -66,6 +67,15 @@ def library_term(draft: Draft, eager: Recording | None) -> LibraryTerm:
     return LibraryTerm(None, f"none: {direct.missing}", missing=subtractive.missing)
 
 
+def _beyond_loggers(draft: Draft) -> bool:
+    """Whether the step has an op of a library that was not listened to, cuFFT for one: its silence says nothing."""
+    trace = draft.recording.trace
+    listened = (trace.library_calls or {}).keys() if trace is not None else ()
+    leaves = [(key, site.dtype) for site in draft.timing.sites for key in site.leaf_keys]
+    kinds = [classify_op(key.split("(", 1)[0], "cuda", dtype=d, inputs=inputs_of(key)) for key, d in leaves]
+    return any(kind.i_lib and kind.library.lower() not in listened for kind in kinds)
+
+
 def _direct(draft: Draft, trace: Trace) -> _Estimate:
     """Entry → exit of every outermost library call, minus the launches made inside.
 
@@ -77,6 +87,8 @@ def _direct(draft: Draft, trace: Trace) -> _Estimate:
         return _Estimate(missing=timing.library_failure or "library calls were not timed")
     if launch_us is None:
         return _Estimate(missing=draft.recording.calibration.unmeasured["launch_us"])
+    if may_fill_queue(trace, sum(launch.kind != "memop" for launch in trace.step.launches)):
+        return _Estimate(missing=QUEUED)  # a launch inside a library call waits there, and that is T_wait
     scale = draft.host.median / timing.library.host_us
     aligned = timing.graph_launch_us is None and trace.step.sites == len(timing.sites)
     found = _Estimate(unplaced="" if aligned else "the traced step met other calls than the timed one")
@@ -117,6 +129,9 @@ def _subtractive(draft: Draft, trace: Trace, eager: Recording | None) -> _Estima
     """Σ over library ops of T_dispatch − T_dispatch_base, from the leaf replays (paper)."""
     recording, timing = draft.recording, draft.timing
     if timing.graph_launch_us is not None:
+        if trace.library_calls is None:
+            why = trace.library_failure or "no reason known"
+            return _Estimate(missing=f"library calls inside a graphed variant were not counted: {why}")
         return _Estimate(missing=f"library calls inside a graphed variant: {trace.library_calls}")
     launch_us = recording.calibration.launch_us
     if launch_us is None:

@@ -11,6 +11,7 @@ from taxbreak_fx.draft import Draft
 from taxbreak_fx.recording import InSitu, Timing, Trace
 
 QUEUE_DEPTH = 1_000  # launches that certainly fit the device's launch queue (about 1,024): fewer cannot block the host
+QUEUED = "launches may have waited for room in the launch queue while they were timed"
 
 
 def take_wait(draft: Draft, trace: Trace, launches: int) -> tuple[float | None, str]:
@@ -18,37 +19,41 @@ def take_wait(draft: Draft, trace: Trace, launches: int) -> tuple[float | None, 
 
     0 where nothing can block: no sync in the step, and its launches cannot fill the queue.  Blocking calls inside
     recorded calls are compared with a drained pass; elsewhere (between compiled graphs, inside graphed variants) the
-    blocking calls themselves were timed, and are charged what they cost beyond an idle device.
+    blocking calls themselves were timed, and are charged what they cost beyond an idle device.  A step that may fill
+    the queue needs both: the drained pass for its recorded calls, the blocking calls for what lies between.
     """
     timing = draft.timing
     outside = sorted({name for name, site in trace.step.syncs if site is None})
-    filling = _may_fill_queue(trace, launches)
+    filling = may_fill_queue(trace, launches)
     if not trace.step.syncs and not filling:
         return 0.0, ""
     graphed = timing.graph_launch_us is not None
-    if (graphed or outside) and not filling:
-        if timing.library is None:
-            where = f"outside every recorded call ({', '.join(outside)})" if outside else "inside a graphed variant"
-            return None, f"the step blocks {where}: {timing.library_failure or 'its blocking calls were not timed'}"
-        return _take_blocked(draft), ""
-    if graphed:
+    if graphed and filling:
         return None, "the step may fill the launch queue inside a graphed variant"
+    if (graphed or outside) and timing.library is None:
+        where = f"outside every recorded call ({', '.join(outside)})" if outside else "inside a graphed variant"
+        return None, f"the step blocks {where}: {timing.library_failure or 'its blocking calls were not timed'}"
+    if (graphed or outside) and not filling:
+        return _take_blocked(draft, in_sites=True), ""
     if timing.in_situ is None or timing.drained is None:
         return None, f"the step blocks and could not be drained: {timing.in_situ_failure or 'no in-situ times'}"
     if trace.step.sites != len(timing.in_situ.site_us):
         return None, "the traced step met other calls than the timed one: its work depends on data"
+    assert draft.clock is not None  # since the timing has one
     blocking = _blocking_sites(timing, trace, filling)
-    wait = wait_time(timing.in_situ, timing.drained, blocking)
-    draft.clock = _without_wait(draft, blocking)
-    return wait, ""
+    # On the draft's clock, as T_host and the parts of ΔFT are: the passes may have met the host at another speed.
+    wait = wait_time(draft.clock, timing.drained, blocking)
+    draft.clock = _without_wait(draft.clock, timing.drained, blocking)
+    return wait + (_take_blocked(draft, in_sites=False) if outside else 0.0), ""
 
 
-def _take_blocked(draft: Draft) -> float:
-    """Σ of the blocked time of the timed blocking calls, each taken from where it lies."""
+def _take_blocked(draft: Draft, in_sites: bool) -> float:
+    """Σ of the blocked time of the timed blocking calls, each taken from where it lies; without ``in_sites`` of those
+    only that lie in no site."""
     library, spans = draft.timing.library, draft.spans
     assert library is not None
     scale = draft.host.median / library.host_us
-    blocked = [(entry, entry.blocked_us * scale) for entry in library.sites]
+    blocked = [(entry, entry.blocked_us * scale) for entry in library.sites if in_sites or entry.site is None]
     if draft.clock is not None:
         site_us = list(draft.clock.site_us)
         for entry, us in blocked:
@@ -75,7 +80,7 @@ def _blocking_sites(timing: Timing, trace: Trace, filling: bool) -> Sequence[int
     return sorted({site for _, site in trace.step.syncs if site is not None})
 
 
-def _may_fill_queue(trace: Trace, launches: int) -> bool:
+def may_fill_queue(trace: Trace, launches: int) -> bool:
     """Whether launches may have blocked on a full queue: enough of them, and the traced queue at least half as deep.
 
     The traced host is up to twice as slow, so its queue is shallower than the real one.
@@ -84,11 +89,8 @@ def _may_fill_queue(trace: Trace, launches: int) -> bool:
     return launches >= QUEUE_DEPTH and (deepest is None or deepest >= QUEUE_DEPTH // 2)
 
 
-def _without_wait(draft: Draft, blocking: Sequence[int]) -> InSitu | None:
-    """The draft's clock with the blocking sites as they are on an idle device."""
-    clock, drained = draft.clock, draft.timing.drained
-    if clock is None or drained is None:
-        return clock
+def _without_wait(clock: InSitu, drained: InSitu, blocking: Sequence[int]) -> InSitu:
+    """``clock`` with the blocking sites as they are on an idle device."""
     scale = clock.host_us / drained.host_us
     site_us = list(clock.site_us)
     for index in blocking:

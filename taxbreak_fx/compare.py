@@ -9,7 +9,7 @@ from typing import Any
 from taxbreak_fx.model import Comparison, Removed, Variant
 from taxbreak_fx.record import Interval
 from taxbreak_fx.recording import Timing
-from taxbreak_fx.stats import ratio, ratio_of_ratios
+from taxbreak_fx.stats import CONFIDENCE, ratio, ratio_of_ratios
 
 # A convention, not a measurement: where code and data happen to lie in memory is the same in all pairs of a process, so
 # no interval shows what it does; and nobody acts on less than this.
@@ -60,6 +60,7 @@ def compare(base: Variant, variant: Variant, timings: Mapping[str, Timing]) -> C
         removed=_removed(base, variant, wall, drift, timings),
         verdict=verdict,
         worse=_worse(base, variant, wall, verdict),
+        ratio_confidence=CONFIDENCE,
         unmeasured=reasons,
         **fields,
     )

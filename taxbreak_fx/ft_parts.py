@@ -105,12 +105,16 @@ def _put_surroundings(draft: Draft, beside: float = 0.0) -> None:
 
 
 def _close(draft: Draft, wait_us: float) -> None:
-    """Closure: the clocked spans against the T_host of the steps that were interleaved with them, raw."""
+    """Closure: the clocked spans against the T_host of the steps that were interleaved with them, raw.
+
+    ``wait_us`` is at the speed of the pairs, and is brought back to that of those steps.
+    """
     spans = draft.timing.spans
     if spans is None:
         draft.term("closure_error", None, draft.timing.in_situ_failure or "no in-situ times")
         return
     pieces = (spans.around_us or 0.0) + (spans.runtime_us or 0.0) + spans.glue_us + spans.sites_us
+    wait_us *= spans.host_us / draft.host.median
     draft.term("closure_error", closure_error(pieces - wait_us, spans.host_us - wait_us), "")
 
 

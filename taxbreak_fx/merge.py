@@ -83,7 +83,7 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
         drained=None if drained is None else _clock(drained),
         library=_libraries(timings),
         library_failure=next((timing.library_failure for timing in timings if timing.library_failure), None),
-        in_situ_failure=next((timing.in_situ_failure for timing in timings if timing.in_situ_failure), None),
+        in_situ_failure=_in_situ_failure(timings),
         replays=_unique(replay for timing in timings for replay in timing.replays),
         graph_launch_us=None if launches is None else sum(launches),
         graph_first_node_us=None if first_nodes is None else [us for one in first_nodes for us in one],
@@ -155,11 +155,20 @@ def _clock(clocks: Sequence[InSitu]) -> InSitu:
     )
 
 
+def _in_situ_failure(timings: Sequence[Timing]) -> str | None:
+    """The reason of a graph that could not be clocked before that of one that has no node times by its nature."""
+    failed = sorted((t for t in timings if t.in_situ_failure), key=lambda timing: timing.spans is not None)
+    return failed[0].in_situ_failure if failed else None
+
+
 def _spans(spans: Sequence[Spans]) -> Spans:
-    around, runtime = (_all([getattr(one, name) for one in spans]) for name in ("around_us", "runtime_us"))
+    """The sums; a graph that has nothing around it, or no code of Inductor's, adds nothing there."""
+    around, runtime = (
+        [us for one in spans if (us := getattr(one, name)) is not None] for name in ("around_us", "runtime_us")
+    )
     return Spans(
-        around_us=None if around is None else sum(around),
-        runtime_us=None if runtime is None else sum(runtime),
+        around_us=sum(around) if around else None,
+        runtime_us=sum(runtime) if runtime else None,
         glue_us=sum(one.glue_us for one in spans),
         sites_us=sum(one.sites_us for one in spans),
         host_us=sum(one.host_us for one in spans),

@@ -252,6 +252,7 @@ class Removed(Measured, frozen=True, kw_only=True):
 class Comparison(Measured, frozen=True, kw_only=True):
     """A variant against a base.  ``wall_ratio`` is variant ÷ base, paired inside one process: the
     centre of the pairwise ratios with its 99.9 % interval (``stats.ratio``), not the 95 % one of single medians.
+    ``ratio_confidence`` is that of its interval: reviews of version 1 had the median with 0.95.
 
     ``breakeven_steps``: steps after which the variant's build time is repaid by the wall time it saves.
     """
@@ -278,6 +279,7 @@ class Comparison(Measured, frozen=True, kw_only=True):
     kernels_before: int | None
     kernels_after: int | None
     breakeven_steps: float | None
+    ratio_confidence: float = 0.999
     verdict: str
     worse: list[str] = []
 

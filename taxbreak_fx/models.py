@@ -185,6 +185,8 @@ def _config(request: ReviewRequest) -> Any:
         # A copy: transformers completes rope_parameters in place.
         return getattr(transformers, entry.config_class)(**copy.deepcopy(dict(entry.config)))
     local = Path(request.model).is_dir()
+    if not local and request.model.startswith((".", "/", "~")):
+        raise UsageError(f"no directory {request.model}: name one with a config.json, or a file.py:factory")
     if not local and request.model.count("/") != 1:
         known = closest(request.model, [entry.name for entry in registry()])
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -60,10 +61,10 @@ def _build(source: Path, target: Path) -> None:
 
 def _cache() -> Path:
     """A folder of this user's alone: libraries are loaded from it."""
-    for folder in (
-        Path.home() / ".cache" / "taxbreak_fx",
-        Path(tempfile.gettempdir()) / f"taxbreak_fx-{os.getuid()}",
-    ):
+    folders = [Path(tempfile.gettempdir()) / f"taxbreak_fx-{os.getuid()}"]
+    with contextlib.suppress(RuntimeError):  # a container may run under a user number that has neither name nor home
+        folders.insert(0, Path.home() / ".cache" / "taxbreak_fx")
+    for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:

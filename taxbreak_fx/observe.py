@@ -1,8 +1,11 @@
-"""How a probe reaches the sites of a running variant, one mechanism per kind of program.
+"""How a probe reaches the sites of a running variant where its code is not rewritten: in recording, and as a fallback.
 
-eager: a TorchFunctionMode around each torch call.  Captured graph: clock reads generated between FX nodes.  Inductor:
-thin stand-ins for the names its wrapper module calls (kernels, extern calls, allocations).  CUDA graphs: the replay
-call.  None changes what runs; each is put on for one pass and taken off again.
+In-situ times come by clock reads in the code itself (``ticks``).  The mechanisms here record which calls there are and
+where they stand, and serve instead, at a higher cost per call, where the code cannot be rewritten.  eager: a
+TorchFunctionMode around each torch call.  Captured graph: calls generated around its nodes.  Inductor: thin stand-ins
+for the names its wrapper module calls (kernels, extern calls, allocations).  The edges around whole graph callables and
+wrapper code are always read here, and so is the replay call of a CUDA graph, the only way to its sites.  None changes
+what runs; each is put on for one pass and taken off again.
 """
 
 from __future__ import annotations

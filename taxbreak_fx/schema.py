@@ -21,6 +21,7 @@ from taxbreak_fx.record import Measured
 
 OLDER = "not measured by the version that made this review"
 _UPGRADED_MAJOR = 1
+OLDER_CONFIDENCE = 0.95  # of the intervals of wall ratios in version 1
 _EDITED = "is damaged or was edited; review the model again"
 # The records of a version-1 file that have gained measurements since, or may, by the name under which a file has them.
 _MEASURED: dict[str, type[Measured]] = {
@@ -98,6 +99,8 @@ def _completed(value: Any, kind: type[Measured] | None) -> Any:
         return value
     if kind is Calibration:
         value = {"launch_path": {}} | value
+    if kind is Comparison:
+        value = {"ratio_confidence": OLDER_CONFIDENCE} | value
     found = {key: _completed(item, _MEASURED.get(key)) for key, item in value.items()}
     lacking = [name for name in (kind.MEASUREMENTS if kind else ()) if name not in found]
     reasons = found.get("unmeasured", {})

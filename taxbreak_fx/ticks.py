@@ -1,4 +1,6 @@
-"""Clock reads generated into the eager step's own bytecode, around each instruction that dispatches an ATen op.
+"""Clock reads generated into bytecode: the eager step's own, a captured graph's, or that of Inductor's wrapper.
+
+In the eager step they stand around each instruction that dispatches an ATen op, elsewhere around each recorded call.
 
 A function mode reaches every torch call too, but costs microseconds at each, and its first layer more than any further
 one, so that its cost cannot be measured and removed.  Two clock reads in the code cost a fifth of a microsecond.
@@ -13,6 +15,7 @@ import contextlib
 import dis
 import gc
 import itertools
+import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -127,6 +130,12 @@ class Ticks:
         self._pairs: list[tuple[int, int]] | None = None
         self._length = 0
 
+    @property
+    def nested(self) -> list[int]:
+        """For each site how many ticks lie inside it: their reads cost time there.  Known after the first pass."""
+        assert self._pairs is not None
+        return [(leave - enter - 1) // 2 for enter, leave in self._pairs]
+
     def _enter(self) -> None:
         self._sink(True)
 
@@ -138,7 +147,8 @@ class Ticks:
         """Route the sites of the next step to ``probe``: a ``ClockProbe`` by reads in the code, others by calls.
 
         Ticks inside other ticks belong to the outer site.  The first pass learns their order, so it cannot be a
-        ``ClockProbe``'s.  Raises ``CaptureError`` at the end of a pass whose ticks are in another order.
+        ``ClockProbe``'s.  Other threads that run the same code reach no probe; what they read into a ``ClockProbe``'s
+        pass spoils it.  Raises ``CaptureError`` at the end of a pass with another number of ticks.
         """
         if type(probe) is ClockProbe:
             assert self._pairs is not None
@@ -149,10 +159,12 @@ class Ticks:
             probe.stamps[:] = [self._stamps[at] for pair in self._pairs for at in pair]
             return
         pattern: list[bool] = []
-        depth = 0
+        depth, own, current = 0, threading.get_ident(), threading.get_ident
 
         def sink(entering: bool) -> None:
             nonlocal depth
+            if current() != own:
+                return
             pattern.append(entering)
             depth += 1 if entering else -1
             if depth == (1 if entering else 0):

@@ -130,6 +130,9 @@ def test_user_mistakes() -> None:
         taxbreak_fx.review(3)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="'cudagraphs' needs a CUDA device"):
         review_with(Options(variants=("cudagraphs",)), Small(), torch.ones(1, 8))
+    for budget_s in (0.0, -1.0, float("nan")):
+        with pytest.raises(UsageError, match="budget_s must be a positive number of seconds"):
+            review_with(Options(budget_s=budget_s), Small(), torch.ones(1, 8))
     with pytest.raises(UsageError, match="supported devices: cuda, cpu"):
         review_with(QUICK, Small(), torch.ones(1, 8, device="meta"))
     with pytest.raises(CaptureError, match="the step fails when run as it is"):

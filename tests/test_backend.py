@@ -302,6 +302,12 @@ def test_a_spent_budget_skips_with_that_reason() -> None:
     assert "over budget" in session.notes[0]
 
 
+def test_what_does_not_fit_into_the_budget_says_what_it_needed() -> None:
+    assert backend_session.over_budget(3.0, 0.004, -0.2) == "over budget: 3 s are spent"
+    needed = backend_session.over_budget(60.0, 0.0042, 0.0031)
+    assert needed == "over budget: needs about 0.0042 s, its share of budget_s is 0.0031 s"
+
+
 def test_best_is_the_fastest_whose_outputs_do_not_differ() -> None:
     x = torch.randn(64, 64)
     compiled = torch.compile(

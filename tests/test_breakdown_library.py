@@ -7,6 +7,7 @@ import pytest
 from fake_recording import (
     HEARD,
     calibration,
+    clock,
     eager_recording,
     eager_step,
     eager_timing,
@@ -17,6 +18,7 @@ from fake_recording import (
     only_places,
     parts_of,
     place,
+    site,
 )
 
 from taxbreak_fx.breakdown import decompose
@@ -197,3 +199,29 @@ def test_a_graphed_step_is_charged_for_what_its_ungraphed_partitions_call() -> N
     lost = parts_of(decompose(graphed_recording(library_failure="no compiler"), None))
     assert (lost.ct_us, lost.ct_source) == (None, "none: no compiler")
     assert (lost.ft_us, lost.hdbi) == (None, None) and lost.kt_us == 20.0 + 2 * 5.0
+
+
+def test_loggers_that_cannot_hear_a_library_do_not_make_it_zero() -> None:
+    # cuFFT has no logger: without timed calls, the silence of the others says nothing of its transform.
+    fft, add = leaf("aten._fft_r2c.default", 30.0, 1), leaf("aten.add.Tensor", 12.0, 1)
+    sites = [site("torch.fft.rfft", fft[0].op), site("torch.add", add[0].op)]
+    timed = eager_timing(
+        sites=sites, spans=None, in_situ=clock([30.0, 20.0], 100.0), replays=[fft[0], add[0]], library_failure="no gcc"
+    )
+    traced = eager_trace(eager_step(sites=2, activities=[], launches=[]), library_calls=SILENT)
+    record = eager_recording(timing=timed, trace=msgspec.structs.replace(traced, replays=[fft[1], add[1]]))
+    parts = parts_of(decompose(record, None))
+    # (30 − 4) − (12 − 4)
+    assert (parts.ct_us, parts.ct_source) == (18.0, "subtractive: no gcc")
+    # listened to at the import tables, silence is silence
+    quiet = msgspec.structs.replace(record, timing=msgspec.structs.replace(timed, library=libraries()))
+    assert parts_of(decompose(quiet, None)).ct_us == 0.0
+
+
+def test_a_graphed_step_that_nobody_listened_to_says_why_and_not_none() -> None:
+    record = graphed_recording(library_failure="no compiler")
+    assert record.trace is not None
+    lost = msgspec.structs.replace(record.trace, library_calls=None, library_failure="no logger")
+    parts = parts_of(decompose(msgspec.structs.replace(record, trace=lost), None))
+    assert (parts.ct_us, parts.ct_source) == (None, "none: no compiler")
+    assert parts.unmeasured["ct_us"] == "library calls inside a graphed variant were not counted: no logger"

@@ -29,7 +29,7 @@ from fake_recording import (
 )
 
 from taxbreak_fx.breakdown import decompose
-from taxbreak_fx.breakdown_wait import take_wait
+from taxbreak_fx.breakdown_wait import QUEUED, take_wait
 from taxbreak_fx.draft import Draft
 from taxbreak_fx.recording import Recording, Timing
 
@@ -171,5 +171,86 @@ def test_a_queue_that_may_be_full_is_beyond_the_blocking_calls() -> None:
     full = recording(
         blocked(drained=drained), trace(msgspec.structs.replace(many, sites=3), "dynamo"), floors=calibration()
     )
-    # all sites: 0 + 2 + 15
-    assert taken(full, 1_000)[0] == 17.0
+    # all sites: 0 + 2 + 15; and beside them the 7 + 3 of the blocking calls
+    assert taken(full, 1_000)[0] == 17.0 + 10.0
+
+
+def test_waits_of_the_drained_pass_are_brought_to_the_speed_of_the_pairs() -> None:
+    # Clocked and drained on a host half as fast as during the pairs: 30 of wait there are 15, as is all the rest.
+    slow = waiting(
+        in_situ=clock([2.0, 60.0, 40.0], 200.0),
+        drained=clock([2.0, 56.0, 10.0], 200.0, drained=True),
+        spans=spans(102.0, 98.0, host_us=200.0),
+    )
+    fast = decompose(waiting(spans=spans(51.0, 49.0, host_us=100.0)), None)
+    found = decompose(slow, None)
+    assert found.t_wait_us == fast.t_wait_us == 15.0
+    assert parts_of(found).ft_parts == parts_of(fast).ft_parts
+    assert parts_of(found).ft_parts["python"] == 49.0 + 1.0  # what lies above the ops waits for nothing
+
+
+def test_closure_sets_the_wait_against_the_passes_it_is_taken_from() -> None:
+    # Of T_host 100 the device holds 90.  The clocked passes ran at half that: 1 µs missing of T_issue 5, not of −40.
+    quick = waiting(
+        in_situ=clock([0.5, 1.0, 46.0], 50.0),
+        drained=clock([0.5, 1.0, 1.0], 50.0, drained=True),
+        spans=spans(47.5, 1.5, host_us=50.0),
+    )
+    assert quick.trace is not None
+    silent = msgspec.structs.replace(quick.trace, library_calls={"cublas": 0, "cublaslt": 0})
+    found = decompose(msgspec.structs.replace(quick, trace=silent), None)
+    assert (found.t_wait_us, found.issue_us) == (90.0, 10.0)
+    assert parts_of(found).closure_error == pytest.approx(-1.0 / 5.0)
+
+
+def full_queue(**fields: Any) -> Recording:
+    """1,000 launches of site 2, of which each took 4 µs to issue and the last one waits 4,000 for room in the queue.
+
+    T_host 10,000: sites 1, 30 and 8,500; 4,500 when drained.  A cuBLAS call in site 1, whose launch is not heard.
+    """
+    kernels = [activity("nvjet_tst_64x8", 0.0, 1.0, at_site=1), activity("k", 2.0, 8_000.0, launch=1, at_site=2)]
+    queued = step(kernels, [launch(at_site=1)] + [launch(at_site=2)] * 1_000, sites=3)
+    heard = libraries(
+        place(1, own_us=1_016.0, calls=1),
+        place(2, launches_beside=1_000, launch_us=4_000.0 + 4_000.0),
+        host_us=10_000.0,
+    )
+    timed = eager_timing(
+        host_us=10_000.0,
+        spans=spans(8_531.0, 1_469.0, host_us=10_000.0),
+        in_situ=clock([1.0, 30.0, 8_500.0], 10_000.0),
+        drained=clock([1.0, 30.0, 4_500.0], 10_000.0, drained=True),
+        library=heard,
+        **fields,
+    )
+    return eager_recording(timing=timed, trace=eager_trace(msgspec.structs.replace(queued, deepest_queue=1_000)))
+
+
+def test_waiting_for_a_full_queue_is_neither_launch_nor_library_time_beside_t_wait() -> None:
+    variant = decompose(full_queue(), None)
+    parts = parts_of(variant)
+    assert variant.t_wait_us == 4_000.0
+    assert variant.launch_us == 1_001 * 4.0, "as calibrated: what was heard holds the wait"
+    # and the cuBLAS call may have waited in its own launch: subtractive, 25 − 4 − (12 − 4)
+    assert (parts.ct_us, parts.ct_source) == (13.0, f"subtractive: {QUEUED}")
+    assert parts.ft_us == 10_000.0 - 4_000.0 - 4_004.0 - 13.0
+    assert any(QUEUED in note for note in variant.notes)
+
+
+def test_syncs_between_the_sites_of_a_step_that_fills_the_queue_are_waits_too() -> None:
+    queued = full_queue()
+    assert queued.trace is not None and queued.timing is not None and queued.timing.library is not None
+    traced = msgspec.structs.replace(queued.trace.step, syncs=[("cudaDeviceSynchronize", None)])
+    heard = [*queued.timing.library.sites, place(2, blocked_us=1.0), place(blocked_us=300.0)]
+    timed = msgspec.structs.replace(queued.timing, library=libraries(*heard, host_us=10_000.0))
+    record = msgspec.structs.replace(queued, timing=timed, trace=msgspec.structs.replace(queued.trace, step=traced))
+    # the sites by the drained pass, what lies in none by its blocking calls
+    wait, why, draft = taken(record, 1_001)
+    assert (wait, why) == (4_000.0 + 300.0, "")
+    assert draft.spans is not None and draft.spans.glue_us == 1_469.0 - 300.0
+    assert draft.clock is not None and draft.clock.site_us == [1.0, 30.0, 4_500.0]
+    # and without those it is unknown
+    deaf = msgspec.structs.replace(timed, library=None, library_failure="no compiler")
+    assert taken(msgspec.structs.replace(record, timing=deaf), 1_001)[:2] == (
+        None, "the step blocks outside every recorded call (cudaDeviceSynchronize): no compiler",
+    )  # fmt: skip

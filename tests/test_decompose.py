@@ -231,9 +231,10 @@ def test_the_drained_pass_is_brought_to_the_hosts_speed() -> None:
     assert decompose(waiting(drained=slow), None).t_wait_us == 15.0
     fast = clock([0.5, 15.0, 10.0], 50.0)
     variant = decompose(waiting(in_situ=fast, drained=slow), None)
-    # the wait is 10 − 10 ÷ 4 as clocked; what is left of the call is 10 ÷ 2 at the speed of the pairs
-    assert variant.t_wait_us == 7.5
-    assert parts_of(variant).ft_parts["ops"] == 30.0 + 5.0 - 13.0 - 8.0
+    # the wait is 10 − 10 ÷ 4 as clocked, twice that at the speed of the pairs; what is left of the call is 10 ÷ 2
+    assert variant.t_wait_us == 15.0
+    # ops 30 + 5 − 13 − 8; python is T_issue 85 − 35: none of the wait gets into it
+    assert parts_of(variant).ft_parts == {"ops": 14.0, "python": 50.0}
 
 
 def test_wait_is_null_with_a_reason_when_the_step_could_not_be_drained() -> None:
@@ -361,7 +362,7 @@ def test_a_residual_below_its_interval_is_null_within_it_keeps_its_sign() -> Non
 def test_an_orchestration_below_zero_keeps_its_sign_and_has_no_hdbi() -> None:
     # Two launches at 10: ΔFT = 10 − 0 − 20 = −10, within an interval of 15; ΔKT 2 × 2, untraced 2 × 1.
     wide = msgspec.structs.replace(eager_timing(), host_us=[25.0] * 4 + [10.0] * 5)
-    quiet = eager_trace(library_calls={"cublas": 0})
+    quiet = eager_trace(library_calls={"cublas": 0, "cublaslt": 0})
     floors = calibration(launch_us=10.0, t_sys_us=2.0, untraced_us=1.0)
     parts = parts_of(decompose(eager_recording(timing=wide, trace=quiet, calibration=floors), None))
     assert (parts.ft_us, parts.orchestration_us) == (-10.0, -6.0)

@@ -7,7 +7,7 @@ import pytest
 
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.machine import Calibration
-from taxbreak_fx.merge import merge
+from taxbreak_fx.merge import merge, merge_timings
 from taxbreak_fx.model import GraphInfo, OutputCheck
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Activity, InSitu, Launch, Recording, Replay, Site, Spans, Timing, Trace, TracedStep
@@ -104,14 +104,32 @@ def spanned(sites: int, spans: Spans | None) -> Recording:
     return msgspec.structs.replace(one, timing=msgspec.structs.replace(one.timing, spans=spans))
 
 
-def test_spans_add_up_and_one_that_a_graph_lacks_is_lacking() -> None:
+def test_spans_add_up_and_a_graph_that_has_no_such_span_adds_nothing() -> None:
     first = Spans(around_us=5.0, runtime_us=2.0, glue_us=3.0, sites_us=4.0, host_us=20.0)
     other = Spans(around_us=50.0, runtime_us=None, glue_us=30.0, sites_us=40.0, host_us=200.0)
     merged = merge([spanned(2, first), spanned(3, other)]).timing
     assert merged is not None
-    assert merged.spans == Spans(around_us=55.0, runtime_us=None, glue_us=33.0, sites_us=44.0, host_us=220.0)
+    # Inductor writes no code for a graph without ops: all of its time is glue, and the sum of all is still the whole.
+    assert merged.spans == Spans(around_us=55.0, runtime_us=2.0, glue_us=33.0, sites_us=44.0, host_us=220.0)
+    bare = msgspec.structs.replace(other, around_us=None)
+    neither = merge([spanned(2, bare), spanned(3, bare)]).timing
+    assert neither is not None and neither.spans is not None
+    assert (neither.spans.around_us, neither.spans.runtime_us) == (None, None)
     lost = merge([spanned(2, first), spanned(3, None)]).timing
     assert lost is not None and lost.spans is None
+
+
+def test_the_reason_for_missing_in_situ_times_is_that_of_the_graph_that_lacks_them() -> None:
+    # A graphed variant never has node times, and says so; the second graph was not even clocked.
+    one = Spans(around_us=None, runtime_us=None, glue_us=3.0, sites_us=4.0, host_us=20.0)
+    good, bad = spanned(1, one).timing, spanned(1, None).timing
+    assert good is not None and bad is not None
+    nature = "a CUDA graph is one launch"
+    good = msgspec.structs.replace(good, in_situ=None, graph_launch_us=4.0, in_situ_failure=nature)
+    bad = msgspec.structs.replace(bad, in_situ=None, in_situ_failure="out of memory")
+    whole = merge_timings([good, bad])
+    assert (whole.graph_launch_us, whole.spans, whole.in_situ_failure) == (None, None, "out of memory")
+    assert merge_timings([good, good]).in_situ_failure == nature
 
 
 def test_the_closure_of_several_graphs_is_that_of_their_sums() -> None:

@@ -176,6 +176,7 @@ def test_local_directory_with_and_without_its_weights(tmp_path: Path) -> None:
 
 MISTAKES: list[tuple[dict[str, Any], type[TaxbreakError], str]] = [
     ({"model": "gtp2"}, UsageError, "did you mean gpt2"),
+    ({"model": "./no-such-folder"}, UsageError, "no directory ./no-such-folder"),
     ({"model": "gpt2-tiny", "batch": 0}, UsageError, "batch must be at least 1"),
     ({"model": "gpt2-tiny", "seq_len": 0}, UsageError, "seq-len must be at least 1"),
     ({"model": "gpt2-tiny", "seq_len": 1024}, UsageError, "needs 1025 positions, and gpt2-tiny has 1024"),

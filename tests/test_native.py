@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,12 @@ def test_a_refused_source_is_a_reason(sources: Path) -> None:
     (sources / "answer.c").write_text("int answer(void) { return }\n")
     with pytest.raises(MeasurementError, match=r"refused answer.c: .*"):
         native.load("answer")
+
+
+def test_who_has_no_home_builds_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    assert native.library_path("launch_loop").parent.parent == tmp_path

@@ -21,7 +21,7 @@ from taxbreak_fx.capture import CapturedCall
 from taxbreak_fx.errors import CaptureError, MeasurementError
 from taxbreak_fx.model import StepInfo
 from taxbreak_fx.pipeline import Runner
-from taxbreak_fx.probes import ClockProbe
+from taxbreak_fx.probes import ClockProbe, DrainProbe
 from taxbreak_fx.recorders import in_situ as recorders_in_situ
 from taxbreak_fx.recorders.bench import MAX_PAIRS, MIN_PAIRS, Bench, one_line, quiet_gc
 from taxbreak_fx.recorders.frame import measure_frame
@@ -38,6 +38,7 @@ from taxbreak_fx.recorders.timing import reach_sites, time_variant
 from taxbreak_fx.recorders.tracing import triton_kernels
 from taxbreak_fx.recording import HostFacts, Timing
 from taxbreak_fx.stages import Stage
+from taxbreak_fx.tick_cost import routing_cost_us
 from taxbreak_fx.variants import Built
 from taxbreak_fx.workload import Workload
 
@@ -319,6 +320,54 @@ def test_spans_are_the_step_without_the_clocks_own_cost(
     assert spans.host_us == pytest.approx(69 * speed + cost)
 
 
+class Routed(Scripted):
+    """Scripted, clocked by ticks: two more pairs of reads lie inside the first site, and a drained pass reaches its
+    probe by calls, which take 400 ns inside each site, and 3 µs more in the first pass after other code ran."""
+
+    def __init__(self) -> None:
+        super().__init__(nested=False, before=50, after=100)
+        self.ticks: Any = types.SimpleNamespace(nested=[2, 0])
+        self.mechanism = "ticks"
+        self.last: Any = None
+
+    def spend(self, us: float) -> None:
+        super().spend(us)
+        if us == 30 and isinstance(self.probe, ClockProbe):
+            for _ in range(4):
+                self.read()
+
+    def stamp(self, stamps: str) -> None:
+        super().stamp(stamps)
+        if isinstance(self.probe, DrainProbe) and stamps == "stamps":
+            entering = len(self.probe.stamps) % 2 == 0
+            self.now += 0 if entering else 150
+            self.probe.stamps.append(self.read())
+            self.now += (250 if self.last is DrainProbe else 3_250) if entering else 0
+
+    @contextlib.contextmanager
+    def observe(self, probe: Any, labels: Any = None, mode: Any = None) -> Iterator[None]:
+        with super().observe(probe, labels, mode):
+            yield
+        self.last = type(probe)
+
+
+def test_reads_inside_a_site_and_the_calls_of_a_drained_pass_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = bench_of(nn.Identity(), torch.ones(1))
+    bench.budget_s, bench.device = 0.0, "cuda"
+    step = Routed()
+    monkeypatch.setattr("time.perf_counter_ns", step.read)
+    monkeypatch.setattr(recorders_in_situ, "observation_cost_us", lambda mechanism, device: (0.15, 0.15))
+    monkeypatch.setattr(recorders_in_situ, "clock_cost_us", lambda: (0.15, 0.15))
+    monkeypatch.setattr(recorders_in_situ, "routing_cost_us", lambda device: 0.4)
+    spans, clock, drained = in_situ(bench, step, 2)
+    assert drained is not None
+    assert clock.site_us == pytest.approx([30, 20])
+    assert spans.sites_us == pytest.approx(50)
+    assert spans.glue_us + spans.sites_us == pytest.approx(spans.host_us)
+    # Ticks inside the site of a drained pass are calls that return at once: what they cost is not in this script.
+    assert [us + 2 * 0.3 * (number == 0) for number, us in enumerate(drained.site_us)] == pytest.approx([30, 20])
+
+
 def test_a_step_that_cannot_be_recorded_keeps_its_times() -> None:
     class Stubborn(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -393,6 +442,11 @@ def test_the_cost_of_observing_a_site_is_microseconds(mechanism: str) -> None:
 
 
 # --- frame ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_routed_site_costs_more_than_one_clocked_in_the_code() -> None:
+    # Six Python calls a site, against none: that is no noise.
+    assert 0.0 < routing_cost_us("cpu") < 50.0
 
 
 def test_the_frame_of_a_compiled_graph() -> None:

@@ -74,6 +74,13 @@ def test_text_shows_the_numbers_derived_in_the_sample() -> None:
     assert row(text, "linear") == "linear toy/modeling_toy.py:41 model.layers.*.attention.query 12 0.398 0.150"
 
 
+def test_the_wall_ratios_head_says_the_level_of_their_intervals() -> None:
+    review = sample_review()
+    older = [msgspec.structs.replace(c, ratio_confidence=0.95) for c in review.comparisons]
+    assert "wall ratio [99.9 %]" in terminal(review)
+    assert "wall ratio [95 %]" in terminal(msgspec.structs.replace(review, comparisons=older))
+
+
 def test_unmeasured_shows_a_dash_and_its_reason_once() -> None:
     text = terminal(sample_review())
     assert row(text, "reduce-overhead").split()[8] == fmt.MISSING

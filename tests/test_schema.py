@@ -98,6 +98,8 @@ def version_one() -> dict[str, Any]:
     """The sample as version 1 would have written it: without what version 2 measures besides."""
     content = as_dict() | {"schema_version": "1.0.0"}
     del content["machine"]["calibration"]["launch_path"], content["machine"]["calibration"]["launch_source"]
+    for comparison in content["comparisons"]:
+        del comparison["ratio_confidence"]
     for variant in content["variants"]:
         for row in variant["replay"]:
             del row["leaf_us"]
@@ -121,7 +123,8 @@ def test_version_one_is_read_and_what_it_did_not_measure_says_so(tmp_path: Path)
         if old is not None and new is not None:
             assert (new.hdbi, new.hdbi_untraced, new.ct_families) == (old.hdbi, None, [])
             assert new.unmeasured == old.unmeasured | {"hdbi_untraced": schema.OLDER}
-    assert read.comparisons == expected.comparisons
+    assert read.comparisons == [msgspec.structs.replace(c, ratio_confidence=0.95) for c in expected.comparisons]
+    assert {c.ratio_confidence for c in expected.comparisons} == {0.999}
     file = tmp_path / "r.json"
     read.save(file)
     assert json.loads(file.read_text())["schema_version"] == SCHEMA_VERSION

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -337,6 +338,23 @@ def test_ticks_inside_other_ticks_belong_to_the_outer_site() -> None:
                 run()
     assert order.edges == ["enter", "leave"]
     assert len(clock.stamps) == 2
+    assert ticks.nested == [1], "its reads cost time inside the site"
+
+
+def test_another_thread_that_runs_the_code_meanwhile_reaches_no_probe() -> None:
+    run, count = on(functions), CountProbe()
+    with torch.no_grad():
+        ticks = found(run)
+        with ticks.installed(CountProbe()):
+            run()
+        assert ticks.nested == [0, 0]
+        with ticks.installed(count):
+            other = threading.Thread(target=run)
+            other.start()
+            other.join()
+            assert count.count == 0
+            run()
+    assert count.count == 2
 
 
 def test_between_passes_the_step_is_its_own_and_no_probe_is_called() -> None:

@@ -18,6 +18,7 @@ from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.model import GraphInfo, OutputCheck, StepInfo
 from taxbreak_fx.recorders.bench import WARMUP_PAIRS, Bench, quiet_gc
 from taxbreak_fx.recorders.in_situ import FEWEST_STEPS
+from taxbreak_fx.recorders.library import STEPS as LISTENING_STEPS
 from taxbreak_fx.recorders.outputs import OutputReference
 from taxbreak_fx.recorders.timing import Captured, time_built
 from taxbreak_fx.recorders.tracing import trace_built
@@ -100,7 +101,8 @@ class GraphBench(Bench):
 
     def cost_s(self, pairs: int) -> float:
         """About how long one more variant takes with so many pairs, if it is as slow as the base; seconds."""
-        return self.step_s * (2 * (pairs + WARMUP_PAIRS) + OTHER_STEPS)
+        listening = LISTENING_STEPS if self.device == "cuda" else 0
+        return self.step_s * (2 * (pairs + WARMUP_PAIRS) + OTHER_STEPS + listening)
 
     def pairs(self, built: Any) -> list[tuple[float, float, float, float]]:
         """As ``Bench.pairs`` with ``count`` pairs; the base against itself is one series, not two."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,12 @@ from taxbreak_fx.observe import EagerSites, wrapper_sites
 from taxbreak_fx.probes import ClockProbe, DrainProbe, between, clock_cost_us
 from taxbreak_fx.recorders.bench import Bench, quiet_gc
 from taxbreak_fx.recording import InSitu, Spans
-from taxbreak_fx.tick_cost import tick_cost_us
+from taxbreak_fx.tick_cost import routing_cost_us, tick_cost_us
 from taxbreak_fx.variants import Built
 
 MIN_BLOCKS, MAX_BLOCKS = 4, 12
 PLAIN_STEPS, CLOCKED_STEPS, DRAINED_STEPS = 3, 3, 1  # per block; one more of each warms code that was just exchanged
-FEWEST_STEPS = MIN_BLOCKS * (PLAIN_STEPS + CLOCKED_STEPS + DRAINED_STEPS + 2)
+FEWEST_STEPS = MIN_BLOCKS * (PLAIN_STEPS + CLOCKED_STEPS + DRAINED_STEPS + 3)
 _REPEATS = 2_000
 
 
@@ -115,10 +115,13 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
     """
     inside, outside = observation_cost_us(built.mechanism, bench.device)
     mark = clock_cost_us()
+    nested = [0] * sites if built.ticks is None else built.ticks.nested
     plain: list[float] = []
     clocked: list[_Pass] = []
     drained: list[_Pass] = []
     draining = bench.device == "cuda" and not built.graphed
+    # A drained pass reaches its probe by calls where the clock is read in the code itself.
+    routing = routing_cost_us(bench.device) if draining and built.mechanism == "ticks" else 0.0
     deadline = time.perf_counter() + bench.budget_s
     with torch.no_grad(), quiet_gc():
         while len(plain) < MIN_BLOCKS * PLAIN_STEPS or (
@@ -129,18 +132,19 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
             plain += block
             clocked += [_observed(bench, built, ClockProbe(), sites, speed) for _ in range(CLOCKED_STEPS + 1)][1:]
             if draining:
-                passes = [_observed(bench, built, DrainProbe(bench.sync), sites, speed) for _ in range(DRAINED_STEPS)]
-                drained += passes
+                probes = [DrainProbe(bench.sync) for _ in range(DRAINED_STEPS + 1)]
+                drained += [_observed(bench, built, probe, sites, speed) for probe in probes][1:]
     host = statistics.median(plain)
     kept = _middle(clocked, host)
-    site_us = [us - inside for us in _columns([one.sites for one in kept], kept, host)]
-    spans = _spans(kept, host, sum(site_us), inside, outside, mark)
     cost = inside + outside
+    own = [inside + count * cost for count in nested]  # what reading the clock took inside each site
+    site_us = [us - read for us, read in zip(_columns(kept, host), own, strict=True)]
+    spans = _spans(kept, host, sum(site_us), sum(own), outside, mark)
     clock = InSitu(drained=False, site_us=site_us, host_us=host, probe_us=cost, steps=len(clocked))
     if not drained:
         return spans, clock, None
-    idle = [us - inside for us in _columns([one.sites for one in drained], drained, host)]
-    return spans, clock, InSitu(drained=True, site_us=idle, host_us=host, probe_us=cost, steps=len(drained))
+    idle = [us - read - routing for us, read in zip(_columns(_middle(drained, host), host), own, strict=True)]
+    return spans, clock, InSitu(drained=True, site_us=idle, host_us=host, probe_us=cost + routing, steps=len(drained))
 
 
 def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites: int, plain: float) -> _Pass:
@@ -173,16 +177,19 @@ def _middle(passes: list[_Pass], host: float) -> list[_Pass]:
     return ordered[quarter : len(ordered) - quarter]
 
 
-def _columns(rows: Sequence[Sequence[float]], passes: list[_Pass], host: float) -> list[float]:
-    """Mean of each column, every row brought to the speed at which T_host was ``host``."""
-    scaled = [[us * host / one.plain for us in row] for row, one in zip(rows, passes, strict=True)]
+def _columns(passes: list[_Pass], host: float) -> list[float]:
+    """Mean of each site, every pass brought to the speed at which T_host was ``host``."""
+    scaled = [[us * host / one.plain for us in one.sites] for one in passes]
     return [statistics.fmean(column) for column in zip(*scaled, strict=True)]
 
 
 def _spans(
-    kept: list[_Pass], host: float, sites_us: float, inside: float, outside: float, mark: tuple[float, float]
+    kept: list[_Pass], host: float, sites_us: float, read_us: float, outside: float, mark: tuple[float, float]
 ) -> Spans:
-    """What the clocked passes hold besides their sites; costs of the clock are removed where they fell."""
+    """What the clocked passes hold besides their sites; costs of the clock are removed where they fell.
+
+    ``read_us``: what reading the clock took inside the sites, all together.
+    """
 
     def mean(of: Callable[[_Pass], float]) -> float:
         return statistics.fmean(of(one) * host / one.plain for one in kept)
@@ -191,7 +198,7 @@ def _spans(
     total = mean(lambda one: one.total)
     in_graphs = mean(lambda one: sum(one.graphs)) - graphs * mark[0] if graphs else total
     in_codes = mean(lambda one: sum(one.codes)) - codes * mark[0] if codes else in_graphs
-    observed = sites_us + count * inside  # the sites as they stand in the totals
+    observed = sites_us + read_us  # the sites as they stand in the totals
     return Spans(
         around_us=total - mean(lambda one: sum(one.graphs)) - graphs * mark[1] if graphs else None,
         runtime_us=in_graphs - mean(lambda one: sum(one.codes)) - codes * mark[1] if codes else None,

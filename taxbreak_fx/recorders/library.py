@@ -24,6 +24,7 @@ from taxbreak_fx.recording import LibrarySite, LibraryTimes
 from taxbreak_fx.variants import Built
 
 PASSES = 8
+STEPS = 2 * (PASSES + 1) + 1  # a plain step beside every pass, one more pass to warm the stubs, one step to load all
 _IDLE_CALLS = 20
 
 

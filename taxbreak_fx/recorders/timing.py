@@ -1,4 +1,9 @@
-"""The un-instrumented stage of a variant: paired wall and host times, in-situ times, hot replays, outputs."""
+"""The stage of a variant that no profiler sees: what it costs the host, call by call, and whether its outputs hold.
+
+In this order: wall and host times in pairs with eager; in-situ times of the step's calls, by clock reads in its code
+where that can be had (``reach_sites``); on CUDA library calls, launches and waits at the import tables; hot replays;
+the output check; and of a graphed variant, once it is released, how long after its launch each graph begins.
+"""
 
 from __future__ import annotations
 

@@ -118,10 +118,12 @@ def removed_table(review: Review, base: str | None = None) -> Table | None:
     shown = compared(review, base)
     if not shown:
         return None
+    levels = " or ".join(dict.fromkeys(f"{100 * c.ratio_confidence:.4g} %" for c in shown))
     columns = (
         Column("variant"), Column("base", detail=True), Column("ΔFT", right=True),
         Column("ΔCT", right=True, priority=3), Column("ΔKT", right=True, priority=2),
-        Column("device", right=True, priority=1), Column("wall", right=True, priority=4), Column("wall ratio [99.9 %]"),
+        Column("device", right=True, priority=1), Column("wall", right=True, priority=4),
+        Column(f"wall ratio [{levels}]"),
         Column("HDBI", right=True, detail=True), Column("launches", right=True, detail=True),
         Column("kernels", right=True, detail=True), Column("breakeven steps", right=True, detail=True),
         Column("verdict", flexible=True),
