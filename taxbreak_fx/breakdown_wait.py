@@ -33,6 +33,9 @@ def take_wait(draft: Draft, trace: Trace, launches: int) -> tuple[float | None, 
     if (graphed or outside) and timing.library is None:
         where = f"outside every recorded call ({', '.join(outside)})" if outside else "inside a graphed variant"
         return None, f"the step blocks {where}: {timing.library_failure or 'its blocking calls were not timed'}"
+    if (graphed or outside) and timing.library is not None and timing.library.unpriced:
+        names = ", ".join(timing.library.unpriced)
+        return None, f"the step blocks in {names}, whose cost on an idle device was not measured"
     if (graphed or outside) and not filling:
         return _take_blocked(draft, in_sites=True), ""
     if timing.in_situ is None or timing.drained is None:

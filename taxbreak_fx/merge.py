@@ -188,6 +188,7 @@ def _libraries(timings: Sequence[Timing]) -> LibraryTimes | None:
         sites=places,
         host_us=sum(times.host_us for times in found),
         cost_us=statistics.fmean(times.cost_us for times in found),
+        unpriced=sorted({name for times in found for name in times.unpriced}),
     )
 
 

@@ -87,12 +87,14 @@ class LibrarySite(Record, frozen=True, kw_only=True):
 class LibraryTimes(Record, frozen=True, kw_only=True):
     """The places of a step that called a library, blocked or launched; ``host_us``: T_host of interleaved plain steps.
 
-    ``cost_us``: what timing one call cost, before removal.
+    ``cost_us``: what timing one call cost, before removal.  ``unpriced``: blocking calls whose cost on an idle device
+    was not measured, so that all their time stands as blocked.
     """
 
     sites: list[LibrarySite]
     host_us: float
     cost_us: float
+    unpriced: list[str] = []
 
 
 class Replay(Record, frozen=True, kw_only=True):

@@ -254,3 +254,10 @@ def test_syncs_between_the_sites_of_a_step_that_fills_the_queue_are_waits_too() 
     assert taken(msgspec.structs.replace(record, timing=deaf), 1_001)[:2] == (
         None, "the step blocks outside every recorded call (cudaDeviceSynchronize): no compiler",
     )  # fmt: skip
+
+
+def test_a_blocking_call_of_unknown_idle_cost_leaves_no_wait_and_no_guess() -> None:
+    library = msgspec.structs.replace(libraries(place(around=True, blocked_us=7.0)), unpriced=["cudaMemcpy"])
+    record = recording(blocked(library=library), eager_trace(eager_step(syncs=OUTSIDE)))
+    wait, why, _ = taken(record)
+    assert (wait, why) == (None, "the step blocks in cudaMemcpy, whose cost on an idle device was not measured")

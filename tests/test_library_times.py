@@ -390,3 +390,10 @@ def test_library_times_that_one_graph_lacks_are_lacking_with_its_reason() -> Non
     merged = merge([graph(2, libraries(place(1, calls=1))), graph(1, None, "no compiler")]).timing
     assert merged is not None
     assert (merged.library, merged.library_failure) == (None, "no compiler")
+
+
+def test_a_blocking_call_without_an_idle_cost_is_named() -> None:
+    idle = {SYNC: 2.0}
+    held = placed(call(SYNC, 110, 150), call("cudaMemcpy", 160, 170), **idle)[0]
+    assert held.unpriced == {"cudaMemcpy"}
+    assert placed(call(SYNC, 110, 150), **idle)[0].unpriced == set()

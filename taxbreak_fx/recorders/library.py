@@ -11,7 +11,7 @@ import collections
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -39,6 +39,7 @@ class _Place:
     launches: int = 0
     launch_us: float = 0.0
     graph_us: float = 0.0
+    unpriced: set[str] = field(default_factory=set)
 
 
 OUTSIDE, AROUND = -1, -2  # beside the sites' own numbers: inside a graph callable, and outside all of them
@@ -72,7 +73,8 @@ def time_libraries(bench: Bench, built: Built, sites: int) -> LibraryTimes:
     host = statistics.median(plain)
     scales = [host / speed for speed in plain]
     found = [_site(number, [one.get(number) for one in passes], scales) for number in sorted(set().union(*passes))]
-    return LibraryTimes(sites=found, host_us=host, cost_us=sum(cost))
+    unpriced = sorted({name for places in passes for place in places.values() for name in place.unpriced})
+    return LibraryTimes(sites=found, host_us=host, cost_us=sum(cost), unpriced=unpriced)
 
 
 def _site(number: int, places: Sequence[_Place | None], scales: Sequence[float]) -> LibrarySite:
@@ -160,6 +162,8 @@ def _placed(events: Sequence[LibraryEvent], probe: ClockProbe, cost: Cost, idle:
                 held.launch_us += net[index]
         elif blocking[index] and not still[index]:
             held, blocked = place(event.start_us), net[index] - idle.get(event.name, 0.0)
+            if event.name not in idle:
+                held.unpriced.add(event.name)
             held.blocked_us += blocked
             held.own_us -= blocked if in_library[index] else 0.0  # waiting is T_wait, not library time
     return places
