@@ -614,3 +614,15 @@ def test_triton_kernels_of_loaded_modules_are_found(monkeypatch: pytest.MonkeyPa
     assert {"plain_kernel", "tuned_kernel"} <= set(triton_kernels())
     monkeypatch.delitem(sys.modules, "triton.runtime.jit")
     assert triton_kernels() == []
+
+
+def test_whatever_the_bytecode_tools_raise_costs_the_better_clock_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise KeyError("opcode")
+
+    monkeypatch.setattr("taxbreak_fx.recorders.timing.find_ticks", broken)
+    bench = bench_of(lambda: torch.ones(2) + 1)
+    built, _ = bench.build("eager")
+    reach_sites(bench, built)
+    assert (built.ticks, built.mechanism) == (None, "function mode")
+    assert built.notes == ["in-situ times come by function mode, whose cost is known only roughly: KeyError: 'opcode'"]
