@@ -4,7 +4,7 @@ The import tables of the loaded libraries are patched in process (``csrc/interpo
 reads the clock before and after.  Covered is what an object *imports by name*.  Out of reach is what is looked up at
 run time (``dlsym``, ``cudaGetDriverEntryPoint``: Triton's launcher stubs, the driver table that torch fills when it
 first needs NVRTC, unless the import was patched before) and what a library links statically: cuBLAS launches its
-kernels through a CUDA runtime of its own, so those launches stay inside the call's time (``library_time_us``).
+kernels through a CUDA runtime of its own, so those launches stay inside the call's time (``library_charges``).
 
 Libraries that are loaded later are covered by calling ``Interposer.install`` again; warm the step up first.
 """

@@ -193,26 +193,6 @@ def library_charges(events: Sequence[LibraryEvent], cost: tuple[float, float]) -
     ]
 
 
-def library_time_us(events: Sequence[LibraryEvent], cost: tuple[float, float]) -> tuple[float, int]:
-    """(Σ ``own_us`` over the outermost library calls, working calls in which no launch was heard).
-
-    A library that links its CUDA runtime statically launches unheard, and that host time is still in the sum: the
-    caller subtracts ``launch_us`` for every kernel that the trace shows under those calls.
-    """
-    charges = library_charges(events, cost)
-    return sum(charge.own_us for charge in charges), sum(c.working and not c.launches for c in charges)
-
-
-def sync_time_us(events: Sequence[LibraryEvent], cost: tuple[float, float]) -> float:
-    """Host µs spent in synchronising calls, those inside library calls included, the cost of timing removed.
-
-    A blocking ``cudaMemcpy`` counts; one synchronising call inside another is counted once.
-    """
-    blocks = [event.library == "sync" or event.name == "cudaMemcpy" for event in events]
-    inside = enclosed(events, blocks)
-    return sum(us for us, block, inner in zip(net_us(events, cost), blocks, inside, strict=True) if block and not inner)
-
-
 def _parents(events: Sequence[LibraryEvent]) -> list[int | None]:
     """For each event the index of the innermost event of its thread that encloses it.  Events in order of entry."""
     open_calls: dict[int, list[int]] = collections.defaultdict(list)

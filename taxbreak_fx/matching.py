@@ -91,13 +91,15 @@ def _family_replay(
     leaves = [traced.get(("leaf", key)) for _, site in sites for key in set(site.leaf_keys)]
     latencies = [leaf.latency_us for leaf in leaves if leaf is not None and leaf.latency_us is not None]
     bare = [
-        replay.host_us - (replay.boxing_us or 0.0)
+        replay.host_us - replay.boxing_us
         for key in {key for _, site in sites for key in site.leaf_keys}
-        if (replay := hot.get(("leaf", key))) is not None and replay.host_us is not None
+        if (replay := hot.get(("leaf", key))) is not None
+        and replay.host_us is not None
+        and replay.boxing_us is not None
     ]
     reasons = {}
     if not bare:
-        reasons["leaf_us"] = "no ATen op of the family was replayed"
+        reasons["leaf_us"] = "no ATen op of the family was replayed, or what boxing costs was not measured"
     ratio = hot_us / in_situ_us if in_situ_us > 0 else None
     if ratio is None:
         reasons["hot_over_in_situ"] = "only the uncompiled step's calls are replayed by their own Python targets"

@@ -23,9 +23,7 @@ from taxbreak_fx.library_events import (
     is_working,
     library_charges,
     library_of,
-    library_time_us,
     outermost,
-    sync_time_us,
 )
 
 COMPILER = next((path for path in map(shutil.which, native.COMPILERS) if path), None)
@@ -479,16 +477,15 @@ def test_outermost_library_calls() -> None:
 
 def test_library_time_leaves_out_launches_and_the_cost_of_timing() -> None:
     # Without cost: thread 1: 20 - 5 launched = 15; thread 2: 28, no launch heard; heuristic: 2.
-    assert library_time_us(STEP, (0.0, 0.0)) == pytest.approx((15.0 + 28.0 + 2.0, 1))
+    assert [charge.own_us for charge in library_charges(STEP, (0.0, 0.0))] == pytest.approx([15.0, 28.0, 2.0])
     # Inside 0.25, outside 0.5.  Thread 1: (20 - 0.25 - 2 x 0.75) - (5 - 0.25) = 13.5; thread 2: 28 - 0.25 - 2 x 0.75
     # = 26.25; heuristic: 1.75.
     cost = Cost(inside=0.25, outside=0.5)
-    assert library_time_us(STEP, cost) == pytest.approx((13.5 + 26.25 + 1.75, 1))
     charges = library_charges(STEP, cost)
     assert [charge.own_us for charge in charges] == pytest.approx([13.5, 26.25, 1.75])
     assert [(charge.working, charge.launches) for charge in charges] == [(True, 1), (True, 0), (False, 0)]
     assert [charge.thread for charge in charges] == [1, 2, 1]
-    assert library_time_us([], cost) == (0, 0)
+    assert library_charges([], cost) == []
 
 
 def test_a_launch_inside_a_launch_is_removed_once() -> None:
@@ -500,12 +497,6 @@ def test_a_launch_inside_a_launch_is_removed_once() -> None:
     # (20 - 1 - 2 x 3) - (6 - 1 - 1 x 3): the inner launch is part of the outer one.
     (charge,) = library_charges(events, (1.0, 2.0))
     assert (charge.own_us, charge.launches) == (11.0, 1)
-
-
-def test_sync_time_counts_blocking_calls_once() -> None:
-    # Thread 1: 10; thread 2: the copy of 6 with the synchronisation of 4 inside it.
-    assert sync_time_us(STEP, (0.0, 0.0)) == pytest.approx(16.0)
-    assert sync_time_us(STEP, (0.25, 0.5)) == pytest.approx((10 - 0.25) + (6 - 0.25 - 0.75))
 
 
 @pytest.mark.gpu
