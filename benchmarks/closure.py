@@ -1,48 +1,26 @@
 """Claim: the clocked pieces of every variant's step add up to its un-instrumented issue time.
 
-    python benchmarks/closure.py [--out benchmarks/results] [--budget 1] [--timeout 180] [--only CASE ...]
+    python benchmarks/spine.py && python benchmarks/closure.py [--out benchmarks/results]
 
 closure_error = (Σ of the clocked pieces − T_issue) ÷ T_issue, raw; the goal is at most 2 % or 10 µs, whichever is more.
-Writes OUT/closure.json = {claim, goal, unit, value, met, not_run, machine, rows}; cases run earlier keep their rows.
+Reads the reviews that spine.py left in OUT and writes OUT/closure.json = {claim, goal, unit, value, met, not_run,
+machine, rows}.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from spine import CASES, missing
 from tabulate import tabulate
 
-from taxbreak_fx.errors import TaxbreakError
-from taxbreak_fx.model import Variant
-from taxbreak_fx.request import ReviewRequest
-from taxbreak_fx.supervisor import supervise
+from taxbreak_fx.model import Review, Variant
 
 RELATIVE, ABSOLUTE_US = 0.02, 10.0
 CLAIM = "the clocked pieces of every variant add up to its un-instrumented T_issue within max(2 %, 10 µs)"
-
-
-def _case(model: str, phase: Any, experts: str | None = None) -> ReviewRequest:
-    return ReviewRequest(model=model, phase=phase, experts_implementation=experts, device="cuda")
-
-
-CASES = {
-    "gpt2-prefill": _case("gpt2", "prefill"),
-    "gpt2-decode": _case("gpt2", "decode"),
-    "llama-3.2-1b-prefill": _case("Llama-3.2-1B", "prefill"),
-    "llama-3.2-1b-decode": _case("Llama-3.2-1B", "decode"),
-    "olmoe-grouped-prefill": _case("OLMoE-1B-7B", "prefill", "grouped_mm"),
-    "olmoe-grouped-decode": _case("OLMoE-1B-7B", "decode", "grouped_mm"),
-    "olmoe-eager-prefill": _case("OLMoE-1B-7B", "prefill", "eager"),
-    "olmoe-eager-decode": _case("OLMoE-1B-7B", "decode", "eager"),
-    "bert": _case("BERT-base", "prefill"),
-    "vit": _case("ViT-base", "prefill"),
-}
 
 
 def row(case: str, variant: Variant) -> dict[str, Any]:
@@ -69,35 +47,16 @@ def row(case: str, variant: Variant) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the chosen cases, keep the others' rows, and summarise."""
+    """Summarise the reviews that are there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--budget", type=float, default=1.0, help="seconds of timed pairs per variant")
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds one stage may take")
-    parser.add_argument("--variants", default="", help="comma-separated; all by default")
-    parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=None)
     options = parser.parse_args()
-    target = options.out / "closure.json"
-    old = msgspec.json.decode(target.read_bytes()) if target.exists() else {"rows": [], "machine": {}}
-    rows, machine = list(old["rows"]), dict(old["machine"])
-    variants = tuple(filter(None, options.variants.split(",")))
-    for name in options.only if options.only is not None else CASES:
-        request = msgspec.structs.replace(
-            CASES[name], budget_s=options.budget, timeout_s=options.timeout, variants=variants
-        )
-        started = time.monotonic()
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                review = supervise(request, Path(folder), lambda event: None)
-        except TaxbreakError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            continue
-        rows = [line for line in rows if line["case"] != name] + [row(name, item) for item in review.variants]
-        machine[name] = msgspec.to_builtins(review.machine)
-        print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    files = {name: options.out / f"spine-{name}.json" for name in CASES}
+    reviews = {name: Review.load(path) for name, path in files.items() if path.exists()}
+    rows = [row(name, variant) for name, review in reviews.items() for variant in review.variants]
     able = [line for line in rows if line["status"] == "ok"]
     value = sum(not line["met"] for line in able)
-    not_run = [name for name in CASES if name not in machine]
+    not_run = [line for name in CASES for line in missing(name, reviews.get(name))]
     result = {
         "claim": CLAIM,
         "goal": 0,
@@ -105,23 +64,12 @@ def main() -> None:
         "value": value,
         "met": value == 0 and not not_run,
         "not_run": not_run,
-        "machine": machine,
+        "machine": {name: msgspec.to_builtins(review.machine) for name, review in reviews.items()},
         "rows": rows,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
-    shown = (
-        "case",
-        "variant",
-        "status",
-        "host_us",
-        "wait_us",
-        "issue_us",
-        "closure_error",
-        "error_us",
-        "met",
-        "reason",
-    )
+    (options.out / "closure.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    shown = ("case", "variant", "status", "host_us", "wait_us", "issue_us", "closure_error", "error_us", "met",
+             "reason")  # fmt: skip
     table = [[str(line[key])[:60] if key == "reason" else line[key] for key in shown] for line in rows]
     print(tabulate(table, headers=shown, floatfmt=".3g"))
     print(f"{CLAIM}: {value} of {len(able)} do not; not run: {', '.join(not_run) or 'none'}")

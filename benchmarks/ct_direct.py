@@ -3,7 +3,8 @@
     python benchmarks/ct_direct.py [--out benchmarks/results] [--rounds 12]
 
 Each op is replayed hot through its ATen overload.  direct = outermost entry points, entry → exit, less their launches;
-subtractive = T_dispatch − T_dispatch_base (median of native ops), launches as calibrated.  Both in turns, by rounds.
+subtractive = T_dispatch − T_dispatch_base (median of native ops), launches as calibrated.  A composite (linear) is
+heard whole and subtracted from at its leaf, as in a review.  Both in turns, by rounds.
 Writes OUT/ct_direct.json = {claim, goal, unit, value, met, machine, rows}.  CUDA only.
 """
 
@@ -23,7 +24,7 @@ from tabulate import tabulate
 
 from taxbreak_fx import trace
 from taxbreak_fx.calibrate import calibrate_host, describe_machine
-from taxbreak_fx.decompose import dispatch_time, library_direct
+from taxbreak_fx.decompose import dispatch_time, library_direct, library_time
 from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.interpose import Interposer
 from taxbreak_fx.library_events import Cost, library_charges
@@ -32,7 +33,6 @@ from taxbreak_fx.recorders.tracing import profiled
 CLAIM = "direct and subtractive library time of the same op agree"
 GOAL = 0.15
 CALLS = 20
-Op = Callable[[], Any]
 
 # (name, m, k, n): GPT-2 (768, 3072) at 512 tokens and at 1, Llama-3.2-1B (2048, 8192, 512) at 512 and at 1.
 SHAPES = (
@@ -51,42 +51,57 @@ SHAPES = (
 )
 
 
-def ops() -> dict[str, Op]:
+class Case(NamedTuple):
+    """A call, and the leaf that it dispatches where it is a composite."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    leaf: Case | None = None
+
+    def __call__(self) -> Any:
+        return self.function(*self.args)
+
+
+def ops() -> dict[str, Case]:
     """Library ops by name, through their ATen overloads."""
     aten = torch.ops.aten
-    found: dict[str, Op] = {}
+    found: dict[str, Case] = {}
     for name, m, k, n in SHAPES:
         for dtype in (torch.bfloat16, torch.float32) if name.startswith("gpt2") else (torch.bfloat16,):
             x, w, b = _made(m, k, dtype=dtype), _made(k, n, dtype=dtype), _made(n, dtype=dtype)
             short = str(dtype)[6:]
-            found[f"mm {name} {short}"] = lambda x=x, w=w: aten.mm.default(x, w)
+            found[f"mm {name} {short}"] = Case(aten.mm.default, (x, w))
             if m > 1:
-                found[f"addmm {name} {short}"] = lambda x=x, w=w, b=b: aten.addmm.default(b, x, w)
+                found[f"addmm {name} {short}"] = Case(aten.addmm.default, (b, x, w))
     x, w, b = _made(4, 128, 768), _made(3072, 768), _made(3072)
-    found["linear gpt2 mlp up"] = lambda: aten.linear.default(x, w, b)
+    leaf = Case(aten.addmm.default, (b, x.view(512, 768), w.t()))
+    found["linear gpt2 mlp up"] = Case(aten.linear.default, (x, w, b), leaf)
     q = _made(12, 512, 64)
-    found["bmm gpt2 heads"] = lambda: aten.bmm.default(q, q.transpose(1, 2))
+    found["bmm gpt2 heads"] = Case(aten.bmm.default, (q, q.transpose(1, 2)))
     h = _made(1, 12, 512, 64)
-    found["sdpa cuDNN gpt2"] = lambda: aten._scaled_dot_product_cudnn_attention.default(h, h, h, None, False)
+    found["sdpa cuDNN gpt2"] = Case(aten._scaled_dot_product_cudnn_attention.default, (h, h, h, None, False))
     image, kernel = _made(1, 3, 224, 224), _made(768, 3, 16, 16)
-    found["conv2d vit patches"] = lambda: aten.convolution.default(
-        image, kernel, None, [16, 16], [0, 0], [1, 1], False, [0, 0], 1
-    )
+    sizes = ([16, 16], [0, 0], [1, 1], False, [0, 0], 1)
+    found["conv2d vit patches"] = Case(aten.convolution.default, (image, kernel, None, *sizes))
     return found
 
 
-def natives() -> dict[str, Op]:
+def natives() -> dict[str, Case]:
     """Framework-native ops with one launch each: the base of the subtraction."""
     aten = torch.ops.aten
-    x, y = _made(512, 768), _made(512, 768)
+    x, y, bias, mask = _made(512, 768), _made(512, 768), _made(768), _made(512, 768, dtype=torch.bool)
     return {
-        "add": lambda: aten.add.Tensor(x, y),
-        "mul": lambda: aten.mul.Tensor(x, y),
-        "tanh": lambda: aten.tanh.default(x),
-        "sum": lambda: aten.sum.default(x),
-        "layer_norm": lambda: aten.native_layer_norm.default(x, [768], None, None, 1e-5),
-        "gelu": lambda: aten.gelu.default(x),
-        "softmax": lambda: aten._softmax.default(x, -1, False),
+        "tanh": Case(aten.tanh.default, (x,)),
+        "gelu": Case(aten.gelu.default, (x,)),
+        "sum": Case(aten.sum.default, (x,)),
+        "softmax": Case(aten._softmax.default, (x, -1, False)),
+        "add": Case(aten.add.Tensor, (x, y)),
+        "mul": Case(aten.mul.Tensor, (x, y)),
+        "embedding": Case(aten.embedding.default, (x, torch.arange(16, device="cuda"))),
+        "addcmul": Case(aten.addcmul.default, (bias, x, y)),
+        "where": Case(aten.where.self, (mask, x, y)),
+        "lerp": Case(aten.lerp.Tensor, (x, y, y)),
+        "layer_norm": Case(aten.native_layer_norm.default, (x, [768], bias, bias, 1e-5)),
     }
 
 
@@ -94,7 +109,7 @@ def _made(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.ones(*shape, dtype=dtype, device="cuda")
 
 
-def hot_us(op: Op) -> float:
+def hot_us(op: Case) -> float:
     """Host microseconds per call, un-instrumented, device idle before."""
     torch.cuda.synchronize()
     started = time.perf_counter_ns()
@@ -112,7 +127,7 @@ class Heard(NamedTuple):
     launch_us: float
 
 
-def heard(op: Op, interposer: Interposer, cost: Cost) -> Heard:
+def heard(op: Case, interposer: Interposer, cost: Cost) -> Heard:
     """The library calls of an op, without any profiler."""
     torch.cuda.synchronize()
     with interposer.listening() as events:
@@ -128,7 +143,7 @@ def heard(op: Op, interposer: Interposer, cost: Cost) -> Heard:
 def compared(rounds: list[tuple[float, float, Heard]], launches: int, launch_us: float) -> dict[str, float]:
     """Both estimates of one op, medians over rounds; launches neither heard beside nor inside are the library's own."""
     direct = [library_direct(h.own_us, launches - h.beside - h.inside, launch_us) for _, _, h in rounds]
-    subtractive = [dispatch_time(total, launches, launch_us) - base for base, total, _ in rounds]
+    subtractive = [library_time(total, launches, launch_us, base) for base, total, _ in rounds]
     one, other = statistics.median(direct), statistics.median(subtractive)
     total, base = (statistics.median(us) for us in ([row[1] for row in rounds], [row[0] for row in rounds]))
     return {
@@ -136,6 +151,7 @@ def compared(rounds: list[tuple[float, float, Heard]], launches: int, launch_us:
         "base_us": base,
         "direct_us": one,
         "subtractive_us": other,
+        "difference_us": other - one,
         "disagreement": other / one - 1,
     }
 
@@ -151,18 +167,21 @@ def measure(rounds: int) -> tuple[list[dict[str, Any]], Any]:
     interposer.control()
     cost = interposer.cost_us()
     timed: dict[str, list[tuple[float, float, Heard]]] = {name: [] for name in library}
-    bases: dict[str, list[tuple[float, float]]] = {name: [] for name in native}
+    launched: dict[str, list[tuple[float, float]]] = {name: [] for name in native}
     for _ in range(rounds):
         for name, op in library.items():
             base = statistics.median(
                 dispatch_time(hot_us(other), 1, calibration.launch_us) for other in native.values()
             )
-            timed[name].append((base, hot_us(op), heard(op, interposer, cost)))
+            timed[name].append((base, hot_us(op.leaf or op), heard(op, interposer, cost)))
         for name, op in native.items():
-            bases[name].append((hot_us(op), heard(op, interposer, cost).launch_us))
+            launched[name].append((hot_us(op), heard(op, interposer, cost).launch_us))
     interposer.close()
     rows: list[dict[str, Any]] = []
-    for name, pairs in bases.items():  # what the base is made of, and what a launch costs as heard, beside calibrated
+    for (
+        name,
+        pairs,
+    ) in launched.items():  # what the base is made of; a launch's cost as heard
         total, launch = (statistics.median(column) for column in zip(*pairs, strict=True))
         base = dispatch_time(total, 1, calibration.launch_us)
         rows.append({"op": f"native {name}", "launches": 1, "total_us": total, "launch_us": launch, "base_us": base})
@@ -172,7 +191,7 @@ def measure(rounds: int) -> tuple[list[dict[str, Any]], Any]:
     return rows, describe_machine("cuda", calibration, None)
 
 
-def launches_of(op: Op) -> int:
+def launches_of(op: Case) -> int:
     """Kernel launches of one call, traced."""
 
     def run() -> None:

@@ -1,5 +1,5 @@
 """Claim: every kernel and every launch of every measured variant is attributed, and every variant has a decomposition
-or a reason, on GPT-2, Llama-3.2-1B and OLMoE-1B-7B, prefill and decode, on a CUDA device.
+or a reason, on GPT-2, Llama-3.2-1B, OLMoE-1B-7B, BERT and ViT, prefill and decode, on a CUDA device.
 
     python benchmarks/spine.py [--out benchmarks/results] [--budget 2] [--timeout 180] [--only CASE ...]
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from tabulate import tabulate
@@ -25,20 +25,22 @@ from taxbreak_fx.report.text import terminal
 from taxbreak_fx.request import CUDA_VARIANTS, ReviewRequest
 from taxbreak_fx.supervisor import supervise
 
+
+def _case(model: str, phase: Literal["prefill", "decode"], experts: str | None = None) -> ReviewRequest:
+    return ReviewRequest(model=model, phase=phase, experts_implementation=experts, device="cuda")
+
+
 CASES = {
-    "gpt2-prefill": ReviewRequest(model="gpt2", phase="prefill", device="cuda"),
-    "gpt2-decode": ReviewRequest(model="gpt2", phase="decode", device="cuda"),
-    "llama-3.2-1b-decode": ReviewRequest(model="Llama-3.2-1B", phase="decode", device="cuda"),
-    "llama-3.2-1b-prefill": ReviewRequest(model="Llama-3.2-1B", phase="prefill", device="cuda"),
-    "olmoe-decode-grouped": ReviewRequest(
-        model="OLMoE-1B-7B", phase="decode", experts_implementation="grouped_mm", device="cuda"
-    ),
-    "olmoe-decode-eager-experts": ReviewRequest(
-        model="OLMoE-1B-7B",
-        phase="decode",
-        experts_implementation="eager",
-        device="cuda",
-    ),
+    "gpt2-decode": _case("gpt2", "decode"),
+    "gpt2-prefill": _case("gpt2", "prefill"),
+    "llama-3.2-1b-decode": _case("Llama-3.2-1B", "decode"),
+    "llama-3.2-1b-prefill": _case("Llama-3.2-1B", "prefill"),
+    "olmoe-decode-grouped": _case("OLMoE-1B-7B", "decode", "grouped_mm"),
+    "olmoe-prefill-grouped": _case("OLMoE-1B-7B", "prefill", "grouped_mm"),
+    "olmoe-decode-eager-experts": _case("OLMoE-1B-7B", "decode", "eager"),
+    "olmoe-prefill-eager-experts": _case("OLMoE-1B-7B", "prefill", "eager"),
+    "bert": _case("BERT-base", "prefill"),
+    "vit": _case("ViT-base", "prefill"),
 }
 CLAIM = "every kernel and launch is attributed to a row, and every variant has a decomposition or a reason"
 

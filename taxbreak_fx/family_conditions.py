@@ -32,7 +32,7 @@ def _unfused_bias(inputs: Inputs) -> bool:
         return False
     bias, _, right = inputs.tensors[:3]
     k, n = right.shape
-    one_row = bias.shape == (n,) and bias.stride == (1,)
+    one_row = bias.shape in ((n,), (1, n)) and bias.stride is not None and bias.stride[-1] == 1
     scaled = float(str(inputs.options.get("beta", 1))) != 1.0
     return scaled or not one_row or k == 1 or n == 1 or bias.dtype not in _BIAS_DTYPES
 

@@ -73,7 +73,7 @@ ELEMENTWISE = """abs absolute acos acosh add _add_relu addcdiv addcmul addr ger 
     special_polygamma special_psi special_round special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1
     special_sinc special_spherical_bessel_j0 special_xlog1py special_xlogy special_zeta sqrt square sub subtract tan
     tanh tanh_backward threshold threshold_backward tril tril_indices triu triu_indices true_divide trunc vander where
-    xlogy zero zeros zeros_like cartesian_prod combinations affine_grid_generator rrelu_with_noise _masked_scale
+    xlogy zero zeros zeros_like cartesian_prod combinations rrelu_with_noise _masked_scale
     quantize_per_tensor quantize_per_channel dequantize fake_quantize_per_tensor_affine
     fake_quantize_per_channel_affine int_repr __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__
     __ilshift__ __irshift__ _fused_adam _fused_adamw _fused_sgd _fused_adagrad

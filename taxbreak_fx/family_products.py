@@ -13,7 +13,7 @@ from taxbreak_fx.family_types import BF16, FP16, FP32, FP64, INTEGER, OpRule
 
 MATMUL = """mm bmm baddbmm matmul addbmm mv addmv dot vdot inner einsum tensordot chain_matmul bilinear
     linalg_matmul linalg_multi_dot _trilinear inductor._mm_plus_mm _mm_plus_mm matmul_backward
-    linear_backward _foreach_mm _native._foreach_mm_native_0"""
+    linear_backward _foreach_mm _native._foreach_mm_native_0 affine_grid_generator"""
 LINEAR = "linear"
 ADDMM = "addmm bias_addmm _addmm_activation"
 # Those that also take a sparse operand.
@@ -41,7 +41,7 @@ PRODUCT_RULES: tuple[OpRule, ...] = (
         "gemm",
         "cuda",
         "cuBLASLt",
-        "ATen gives a contiguous bias row to cuBLASLt's epilogue; observed for bf16, fp16, fp32 and fp64, one-row "
+        "ATen gives a contiguous bias row, (n) or (1, n), to cuBLASLt; observed for bf16, fp16, fp32 and fp64, one-row "
         "products included",
         ADDMM,
     ),

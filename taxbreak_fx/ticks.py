@@ -250,8 +250,7 @@ def _ticked(code: types.CodeType, offsets: set[int], before: tuple[Any, ...], af
     def rewrite(instructions: list[Any], _: dict[str, Any]) -> None:
         # A frame may report one of the inline cache entries that follow its instruction.
         sites = [_call_of(instructions, bisect.bisect_right(order, at) - 1) for at in offsets]
-        for site in {id(site): site for site in sites}.values():
-            _surround(bytecode, instructions, site, before, after)
+        _surround(bytecode, instructions, list({id(site): site for site in sites}.values()), before, after)
         for resumed in _resumed(instructions):
             resumed.opcode, resumed.opname = dis.opmap["NOP"], "NOP"
 
@@ -286,28 +285,37 @@ def _call_of(instructions: list[Any], at: int) -> Any:
 
 
 def _surround(
-    bytecode: Any, instructions: list[Any], site: Any, before: tuple[Any, ...], after: tuple[Any, ...]
+    bytecode: Any, instructions: list[Any], sites: list[Any], before: tuple[Any, ...], after: tuple[Any, ...]
 ) -> None:
-    at = instructions.index(site)
-    first = at
-    while first and instructions[first - 1].opname in _PREFIXES:
-        first -= 1
-    head = instructions[first]
-    entering, leaving = _calls(bytecode, before), _calls(bytecode, after)
-    if site.opname.startswith(_JUMPS_ON_TRUTH):
-        # The truth is read inside the ticks by a negation, and negated back; the jump then sees a plain bool.
-        entering += [bytecode.create_instruction("UNARY_NOT"), *leaving, bytecode.create_instruction("UNARY_NOT")]
-        leaving = []
-    elif site.target is not None:
-        raise CaptureError(f"{site.opname} cannot be clocked: it goes on in two places")
-    for made in (*entering, *leaving):
-        made.copy_positions(site)
+    """Put the calls around every site, in one sweep: a captured graph is one function with thousands of sites."""
+    places = {id(instruction): at for at, instruction in enumerate(instructions)}
+    put_before: dict[int, list[Any]] = {}
+    put_after: dict[int, list[Any]] = {}
+    entries: dict[int, Any] = {}
+    for site in sites:
+        first = at = places[id(site)]
+        while first and instructions[first - 1].opname in _PREFIXES:
+            first -= 1
+        entering, leaving = _calls(bytecode, before), _calls(bytecode, after)
+        if site.opname.startswith(_JUMPS_ON_TRUTH):
+            # The truth is read inside the ticks by a negation, and negated back; the jump then sees a plain bool.
+            entering += [bytecode.create_instruction("UNARY_NOT"), *leaving, bytecode.create_instruction("UNARY_NOT")]
+            leaving = []
+        elif site.target is not None:
+            raise CaptureError(f"{site.opname} cannot be clocked: it goes on in two places")
+        for made in (*entering, *leaving):
+            made.copy_positions(site)
+        entries[id(instructions[first])] = entering[0]
+        put_before[first], put_after[at] = entering, leaving
     # Jumps to the call now lead to the clock read before it.
     for instruction in instructions:
-        if instruction.target is head:
-            instruction.target = entering[0]
-    instructions[at + 1 : at + 1] = leaving
-    instructions[first:first] = entering
+        if instruction.target is not None:
+            instruction.target = entries.get(id(instruction.target), instruction.target)
+    instructions[:] = [
+        made
+        for at, instruction in enumerate(instructions)
+        for made in (*put_before.get(at, ()), instruction, *put_after.get(at, ()))
+    ]
 
 
 def _calls(bytecode: Any, functions: tuple[Any, ...]) -> list[Any]:

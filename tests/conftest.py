@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
-# Set by pytest, or by torch itself when Inductor first asks for its cache or loads C++ code.
+# Set by pytest, by torch itself when Inductor first asks for its cache or loads C++ code, or (KMP_*) by scikit-learn,
+# which transformers imports where it is installed.
 OWN_VARIABLES = {
     "PYTEST_CURRENT_TEST",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
     "TRITON_PTXAS_PATH",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import collections
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from taxbreak_fx.recording import LibrarySite, LibraryTimes
 from taxbreak_fx.variants import Built
 
 PASSES = 8
-STEPS = 2 * (PASSES + 1) + 1  # a plain step beside every pass, one more pass to warm the stubs, one step to load all
+STEPS = 2 * (PASSES + 1) + 2  # a plain step around every pass, one more pass to warm the stubs, one step to load all
 _IDLE_CALLS = 20
 
 
@@ -63,15 +64,16 @@ def time_libraries(bench: Bench, built: Built, sites: int) -> LibraryTimes:
         interposer.install()  # once more: what the step loaded
         with torch.no_grad(), quiet_gc():
             for number in range(PASSES + 1):
-                speed = bench.timed(built)[1]
+                plain.append(bench.timed(built)[1])
                 places = _pass(bench, built, interposer, sites, cost, idle)
                 if number:  # the first warms the stubs
                     passes.append(places)
-                    plain.append(speed)
+            plain.append(bench.timed(built)[1])
     finally:
         interposer.close()
-    host = statistics.median(plain)
-    scales = [host / speed for speed in plain]
+    speeds = [(before + after) / 2 for before, after in itertools.pairwise(plain[1:])]
+    host = statistics.median(speeds)
+    scales = [host / speed for speed in speeds]
     found = [_site(number, [one.get(number) for one in passes], scales) for number in sorted(set().union(*passes))]
     unpriced = sorted({name for places in passes for place in places.values() for name in place.unpriced})
     return LibraryTimes(sites=found, host_us=host, cost_us=sum(cost), unpriced=unpriced)
