@@ -6,7 +6,7 @@ Rows, each with its goal: the full analysis of GPT-2's decode step with five var
 compiling (CUDA); replay of all unique ops of a 60-kernel model; capture and classification beside Dynamo's own
 capture; how classification grows with the graph; the callable that the backend hands back beside the variant it chose;
 and, as a fact without a goal, what one interpreter start per kernel, the reference's structure, would take here.
-Writes OUT/analysis_cost.json = {claim, goal, unit, value, met, machine, rows}.
+Writes OUT/analysis_cost.json = {claim, goal, unit, value, met, machine, rows}; parts run earlier keep their rows.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ CLAIM = "the analysis costs little beside what it analyses"
 FIVE = ("eager", "dynamo", "inductor", "reduce-overhead", "eager-graph")
 STARTS = 3
 CAPTURES = 8
-CALL_PAIRS = 60
-CALLS = 20  # of the callable in one timed measurement: a single call is as short as the clock is coarse
+CALL_PAIRS_S, LEAST_CALLS_S = 25.0, 0.002  # a single call may be as short as the clock is coarse
 NODES = (10_000, 20_000, 50_000, 100_000)
 OPS = ("mm", "add", "view", "gelu", "native_layer_norm", "softmax", "transpose", "copy_", "index", "mul", "cat", "sum")
 Device = Literal["cuda", "cpu"]
@@ -226,9 +225,9 @@ def backend(device: Device) -> list[Row]:
     measured = torch.compile(step.call, backend="taxbreak", options=given)
     plain = torch.compile(step.call, backend="inductor")
 
-    def seconds(call: Callable[..., Any]) -> float:
+    def seconds(call: Callable[..., Any], calls: int = 1) -> float:
         total = 0.0
-        for _ in range(CALLS):
+        for _ in range(calls):
             bench.snapshot.restore()
             bench.sync()
             started = time.perf_counter()
@@ -240,13 +239,16 @@ def backend(device: Device) -> list[Row]:
     with torch.no_grad():
         for _ in range(2):  # measures at the first call, reports at the second
             seconds(measured), seconds(plain)
+        calls = math.ceil(LEAST_CALLS_S / seconds(plain))
+        pairs: list[tuple[float, float]] = []
+        deadline = time.perf_counter() + CALL_PAIRS_S
         with quiet_gc():
-            pairs = [
-                (seconds(measured), seconds(plain))
-                if number % 2
-                else tuple(reversed((seconds(plain), seconds(measured))))
-                for number in range(CALL_PAIRS)
-            ]
+            while time.perf_counter() < deadline:
+                if len(pairs) % 2:
+                    pairs.append((seconds(measured, calls), seconds(plain, calls)))
+                else:
+                    base = seconds(plain, calls)
+                    pairs.append((seconds(measured, calls), base))
     taxbreak.reset()
     torch._dynamo.reset()
     found = ratio([own for own, _ in pairs], [base for _, base in pairs])
@@ -254,8 +256,8 @@ def backend(device: Device) -> list[Row]:
     return [
         line(
             f"callable of the backend over plain torch.compile ({chosen})", found.median, "ratio",
-            "interval in [0.99, 1.01]", inside, interval=bounds(found), step_us=pairs[-1][1] / CALLS * 1e6,
-            device=device,
+            "interval in [0.99, 1.01]", inside, interval=bounds(found), pairs=len(pairs), calls_per_pair=calls,
+            step_us=statistics.median(base for _, base in pairs) / calls * 1e6, device=device,
         )
     ]  # fmt: skip
 
@@ -320,11 +322,14 @@ def main() -> None:
         "reference": lambda: reference_structure(device),
         "full": lambda: full_analysis(device, options.budget),
     }
-    rows: list[Row] = []
+    target = options.out / "analysis_cost.json"
+    old = msgspec.json.decode(target.read_bytes()) if target.exists() else {"rows": [], "machine": {}}
+    rows, machines = list(old["rows"]), dict(old["machine"])
     for name in names:
         if name in options.only:
             started = time.perf_counter()
-            rows += parts[name]()
+            rows = [row for row in rows if row["part"] != name] + [{"part": name, **row} for row in parts[name]()]
+            machines[name] = described
             print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
     missed = [row["what"] for row in rows if row["met"] is False]
     result = {
@@ -332,12 +337,12 @@ def main() -> None:
         "goal": 0,
         "unit": "rows that miss their goal",
         "value": len(missed),
-        "met": not missed and set(options.only) == set(names),
-        "machine": described,
+        "met": not missed and set(machines) == set(names),
+        "machine": machines,
         "rows": rows,
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "analysis_cost.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    target.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
     shown = [[row["what"], row["value"], row["unit"], row["goal"], row["met"]] for row in rows]
     print(tabulate(shown, headers=("what", "value", "unit", "goal", "met"), floatfmt=".4g"))
     print(f"{CLAIM}: {len(missed)} of {len(rows)} rows miss their goal")

@@ -3,8 +3,8 @@
     python benchmarks/ct_direct.py [--out benchmarks/results] [--rounds 12]
 
 Each op is replayed hot through its ATen overload.  direct = outermost entry points, entry → exit, less their launches;
-subtractive = T_dispatch − T_dispatch_base (median of native ops), launches as calibrated.  A composite (linear) is
-heard whole and subtracted from at its leaf, as in a review.  Both in turns, by rounds.
+subtractive = T_dispatch − T_dispatch_base (native ops with as many tensors), launches as calibrated.  A composite
+(linear) is heard whole and subtracted from at its leaf, as in a review.  Both in turns, by rounds.
 Writes OUT/ct_direct.json = {claim, goal, unit, value, met, machine, rows}.  CUDA only.
 """
 
@@ -24,11 +24,12 @@ from tabulate import tabulate
 
 from taxbreak_fx import trace
 from taxbreak_fx.calibrate import calibrate_host, describe_machine
-from taxbreak_fx.decompose import dispatch_time, library_direct, library_time
+from taxbreak_fx.decompose import base_of, dispatch_time, library_direct, library_time
 from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.interpose import Interposer
 from taxbreak_fx.library_events import Cost, library_charges
 from taxbreak_fx.recorders.tracing import profiled
+from taxbreak_fx.replay import tensors_of
 
 CLAIM = "direct and subtractive library time of the same op agree"
 GOAL = 0.15
@@ -60,6 +61,11 @@ class Case(NamedTuple):
 
     def __call__(self) -> Any:
         return self.function(*self.args)
+
+    @property
+    def tensors(self) -> int:
+        """As a review counts them."""
+        return tensors_of(self.function, self.args, {})
 
 
 def ops() -> dict[str, Case]:
@@ -170,10 +176,12 @@ def measure(rounds: int) -> tuple[list[dict[str, Any]], Any]:
     launched: dict[str, list[tuple[float, float]]] = {name: [] for name in native}
     for _ in range(rounds):
         for name, op in library.items():
-            base = statistics.median(
-                dispatch_time(hot_us(other), 1, calibration.launch_us) for other in native.values()
-            )
-            timed[name].append((base, hot_us(op.leaf or op), heard(op, interposer, cost)))
+            bases: dict[int, list[float]] = {}
+            for other in native.values():
+                bases.setdefault(other.tensors, []).append(dispatch_time(hot_us(other), 1, calibration.launch_us))
+            leaf = op.leaf or op
+            base = base_of({tensors: statistics.median(us) for tensors, us in bases.items()}, leaf.tensors)
+            timed[name].append((base, hot_us(leaf), heard(op, interposer, cost)))
         for name, op in native.items():
             launched[name].append((hot_us(op), heard(op, interposer, cost).launch_us))
     interposer.close()

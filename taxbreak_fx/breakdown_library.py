@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from taxbreak_fx.breakdown_cpu import MIN_NATIVE_OPS
 from taxbreak_fx.breakdown_wait import QUEUED, may_fill_queue
-from taxbreak_fx.decompose import dispatch_base, library_direct, library_time
+from taxbreak_fx.decompose import base_of, dispatch_bases, library_direct, library_time
 from taxbreak_fx.draft import Draft
 from taxbreak_fx.families import classify_op
 from taxbreak_fx.family_inputs import inputs_of
@@ -137,7 +137,7 @@ def _subtractive(draft: Draft, trace: Trace, eager: Recording | None) -> _Estima
     if launch_us is None:
         return _Estimate(missing=recording.calibration.unmeasured["launch_us"])
     leaves = _leaves(recording)
-    base = _base(recording, eager, launch_us)
+    bases = _bases(recording, eager, launch_us)
     found = _Estimate()
     for index, site in enumerate(timing.sites):
         for key in site.leaf_keys:
@@ -146,11 +146,11 @@ def _subtractive(draft: Draft, trace: Trace, eager: Recording | None) -> _Estima
                 continue
             if key not in leaves:
                 return _Estimate(missing=f"the replay of {op} failed: {_why(recording, key)}")
-            if base is None:
+            if not bases:
                 return _Estimate(missing="no framework-native launching op to subtract (T_dispatch_base)")
             replay, traced = leaves[key]
             assert replay.host_us is not None
-            cost = library_time(replay.host_us, traced.launches, launch_us, base)
+            cost = library_time(replay.host_us, traced.launches, launch_us, base_of(bases, replay.tensors))
             found.sites[index] = found.sites.get(index, 0.0) + cost
             found.calls[index] = found.calls.get(index, 0) + 1
     return found
@@ -198,7 +198,7 @@ def _leaves(recording: Recording) -> dict[str, tuple[Replay, ReplayTrace]]:
     }
 
 
-def _base(recording: Recording, eager: Recording | None, launch_us: float) -> float | None:
+def _bases(recording: Recording, eager: Recording | None, launch_us: float) -> dict[int, float]:
     """T_dispatch_base from the variant's own native ops; where it has few (Inductor), from eager's.
 
     Eager's were replayed at another time: they are brought to the host's speed during this variant's pairs.
@@ -206,10 +206,10 @@ def _base(recording: Recording, eager: Recording | None, launch_us: float) -> fl
     own = list(_leaves(recording).values())
     native = [replay for replay, traced in own if traced.launches and not replay_kind(replay, "cuda").i_lib]
     if len(native) >= MIN_NATIVE_OPS or eager is None or eager.timing is None or recording.timing is None:
-        return dispatch_base(own, launch_us)
-    base = dispatch_base(list(_leaves(eager).values()), launch_us)
+        return dispatch_bases(own, launch_us)
+    bases = dispatch_bases(list(_leaves(eager).values()), launch_us)
     drift = statistics.median(recording.timing.base_host_us) / statistics.median(eager.timing.host_us)
-    return None if base is None else base * drift
+    return {tensors: base * drift for tensors, base in bases.items()}
 
 
 def _why(recording: Recording, key: str) -> str:

@@ -17,10 +17,10 @@ QUEUED = "launches may have waited for room in the launch queue while they were 
 def take_wait(draft: Draft, trace: Trace, launches: int) -> tuple[float | None, str]:
     """T_wait in microseconds, or the reason it is unknown; it is taken out of the draft's clock and spans.
 
-    0 where nothing can block: no sync in the step, and its launches cannot fill the queue.  Blocking calls inside
-    recorded calls are compared with a drained pass; elsewhere (between compiled graphs, inside graphed variants) the
-    blocking calls themselves were timed, and are charged what they cost beyond an idle device.  A step that may fill
-    the queue needs both: the drained pass for its recorded calls, the blocking calls for what lies between.
+    0 where nothing can block: no sync in the step, and its launches cannot fill the queue.  Else the blocking calls
+    themselves, which were timed, are charged what they cost beyond an idle device.  Where they were not, or where the
+    launches of a step may block too, its recorded calls are compared with a drained pass, the difference of two long
+    times; what blocks between them is then still known by the blocking calls alone.
     """
     timing = draft.timing
     outside = sorted({name for name, site in trace.step.syncs if site is None})
@@ -30,14 +30,14 @@ def take_wait(draft: Draft, trace: Trace, launches: int) -> tuple[float | None, 
     graphed = timing.graph_launch_us is not None
     if graphed and filling:
         return None, "the step may fill the launch queue inside a graphed variant"
+    if not filling and timing.library is not None and not timing.library.unpriced:
+        return _take_blocked(draft, in_sites=True), ""
     if (graphed or outside) and timing.library is None:
         where = f"outside every recorded call ({', '.join(outside)})" if outside else "inside a graphed variant"
         return None, f"the step blocks {where}: {timing.library_failure or 'its blocking calls were not timed'}"
     if (graphed or outside) and timing.library is not None and timing.library.unpriced:
         names = ", ".join(timing.library.unpriced)
         return None, f"the step blocks in {names}, whose cost on an idle device was not measured"
-    if (graphed or outside) and not filling:
-        return _take_blocked(draft, in_sites=True), ""
     if timing.in_situ is None or timing.drained is None:
         return None, f"the step blocks and could not be drained: {timing.in_situ_failure or 'no in-situ times'}"
     if trace.step.sites != len(timing.in_situ.site_us):

@@ -6,7 +6,7 @@ Pure functions over numbers and records; signs are kept.  ``breakdown`` applies 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from taxbreak_fx.kinds import replay_kind
 from taxbreak_fx.model import OutputCheck
@@ -100,14 +100,24 @@ def device_active(activities: Sequence[Activity]) -> float:
     return total
 
 
-def dispatch_base(leaves: Sequence[tuple[Replay, ReplayTrace]], launch_us: float) -> float | None:
-    """T_dispatch_base: median T_dispatch over framework-native launching ops (paper Eq. 5); None without any."""
-    native = [
-        dispatch_time(replay.host_us, traced.launches, launch_us)
-        for replay, traced in leaves
-        if replay.host_us is not None and traced.launches and not replay_kind(replay, "cuda").i_lib
-    ]
-    return statistics.median(native) if native else None
+def dispatch_bases(leaves: Sequence[tuple[Replay, ReplayTrace]], launch_us: float) -> dict[int, float]:
+    """T_dispatch_base: median T_dispatch over framework-native launching ops (paper Eq. 5), by ``Replay.tensors``.
+
+    Every tensor that an op checks or allocates makes its dispatch dearer: a library op is set against native ones with
+    as many.
+    """
+    native: dict[int, list[float]] = {}
+    for replay, traced in leaves:
+        if replay.host_us is not None and traced.launches and not replay_kind(replay, "cuda").i_lib:
+            us = dispatch_time(replay.host_us, traced.launches, launch_us)
+            native.setdefault(replay.tensors, []).append(us)
+    return {tensors: statistics.median(times) for tensors, times in native.items()}
+
+
+def base_of(bases: Mapping[int, float], tensors: int) -> float:
+    """T_dispatch_base for an op with so many tensors: of native ops with as many, else the next fewer, else more."""
+    fewer = [count for count in bases if count <= tensors]
+    return bases[max(fewer) if fewer else min(bases)]
 
 
 def dispatch_time(host_us: float, launches: int, launch_us: float) -> float:

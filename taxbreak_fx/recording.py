@@ -102,7 +102,8 @@ class Replay(Record, frozen=True, kw_only=True):
 
     ``level``: ``call`` repeats the op's own Python target, ``leaf`` the ATen overload (with boxing), ``smallest`` the
     ATen overload at its smallest valid shape (CPU device).  A failed replay has a reason and no time.  ``boxing_us``:
-    what the OpOverload path from Python added to a leaf's time, in microseconds per call.
+    what the OpOverload path from Python added to a leaf's time, in microseconds per call.  ``tensors``: how many
+    tensors the call takes (those in a list each) and returns.
     """
 
     key: str
@@ -111,6 +112,7 @@ class Replay(Record, frozen=True, kw_only=True):
     dtype: str | None
     host_us: float | None
     boxing_us: float | None = None
+    tensors: int = 1
     failure: str | None = None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -128,7 +128,17 @@ def _replay(
     except Exception as error:  # any op may refuse any replay: the entry carries the reason
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         return Replay(key=call.key, level=level, op=call.op, dtype=call.dtype, host_us=None, failure=reason)
-    return Replay(key=call.key, level=level, op=call.op, dtype=call.dtype, host_us=host_us, boxing_us=boxing)
+    tensors = tensors_of(call.function, call.args, call.kwargs)
+    return Replay(
+        key=call.key, level=level, op=call.op, dtype=call.dtype, host_us=host_us, boxing_us=boxing, tensors=tensors
+    )
+
+
+def tensors_of(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """How many tensors a call takes, and returns by its schema (one where it has none)."""
+    taken = sum(isinstance(leaf, torch.Tensor) for leaf in tree_flatten((args, kwargs))[0])
+    schema = getattr(function, "_schema", None)
+    return taken + (sum("Tensor" in str(result.type) for result in schema.returns) if schema is not None else 1)
 
 
 def _device(calls: Iterable[CapturedCall]) -> str:

@@ -152,11 +152,14 @@ def test_nothing_blocks_where_the_trace_saw_no_sync() -> None:
     assert draft.clock is not None and draft.clock.site_us == [1.0, 30.0, 20.0]
 
 
-def test_syncs_inside_recorded_calls_only_are_compared_with_the_drained_pass() -> None:
+def test_recorded_calls_are_compared_with_the_drained_pass_only_where_the_blocking_calls_have_no_times() -> None:
     base = waiting()
     assert base.timing is not None
-    heard = msgspec.structs.replace(base.timing, library=libraries(place(2, blocked_us=99.0)))
-    assert taken(msgspec.structs.replace(base, timing=heard))[0] == 15.0
+    heard = libraries(place(2, blocked_us=14.0))
+    unpriced = msgspec.structs.replace(heard, unpriced=["cudaMemcpy"])
+    for library, wait in ((heard, 14.0), (unpriced, 15.0), (None, 15.0)):
+        timing = msgspec.structs.replace(base.timing, library=library)
+        assert taken(msgspec.structs.replace(base, timing=timing))[0] == wait
 
 
 def test_a_queue_that_may_be_full_is_beyond_the_blocking_calls() -> None:

@@ -35,7 +35,7 @@ from taxbreak_fx import decompose as eq
 from taxbreak_fx.breakdown import NEGATIVE, decompose
 from taxbreak_fx.breakdown_library import NO_CALLS
 from taxbreak_fx.model import OutputCheck
-from taxbreak_fx.recording import Recording, Replay
+from taxbreak_fx.recording import Recording, Replay, ReplayTrace
 
 TERMS = ("ft_us", "ct_us", "kt_us", "orchestration_us", "hdbi")
 
@@ -105,8 +105,19 @@ def test_dispatch_base_is_the_median_over_native_launching_ops_only() -> None:
     # native: 12−4 = 8, 21−2·4 = 13, 14−4 = 10 → median 10.  Not counted: a library op, a view, a failed replay.
     leaves = [leaf(ADD, 12.0, 1), leaf("aten.cumsum.default", 21.0, 2), leaf("aten.mul.Tensor", 14.0, 1)]
     leaves += [leaf(ADDMM, 500.0, 1), leaf(VIEW, 300.0, 0), leaf("aten.sub.Tensor", None, 1, "refused")]
-    assert eq.dispatch_base(leaves, 4.0) == 10.0
-    assert eq.dispatch_base([leaf(ADDMM, 500.0, 1), leaf(VIEW, 300.0, 0)], 4.0) is None
+    assert eq.dispatch_bases(leaves, 4.0) == {1: 10.0}
+    assert eq.dispatch_bases([leaf(ADDMM, 500.0, 1), leaf(VIEW, 300.0, 0)], 4.0) == {}
+
+
+def test_a_library_op_is_set_against_native_ops_with_as_many_tensors() -> None:
+    def counted(op: str, host_us: float, tensors: int) -> tuple[Replay, ReplayTrace]:
+        timed, traced = leaf(op, host_us, 1)
+        return msgspec.structs.replace(timed, tensors=tensors), traced
+
+    leaves = [counted(ADD, 14.0, 3), counted("aten.mul.Tensor", 16.0, 3), counted("aten.native_layer_norm", 23.0, 6)]
+    bases = eq.dispatch_bases(leaves, 4.0)
+    assert bases == {3: 11.0, 6: 19.0}
+    assert [eq.base_of(bases, tensors) for tensors in (2, 3, 4, 5, 6, 9)] == [11.0, 11.0, 11.0, 11.0, 19.0, 19.0]
 
 
 def test_wait_time_compares_the_blocking_sites_only() -> None:

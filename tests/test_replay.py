@@ -13,7 +13,7 @@ import transformers
 
 from taxbreak_fx import replay
 from taxbreak_fx.capture import CapturedCall, record_eager
-from taxbreak_fx.replay import replay_all, replay_smallest, written
+from taxbreak_fx.replay import replay_all, replay_smallest, tensors_of, written
 from taxbreak_fx.replay_check import CallWitness, Level, ReplayCheck, check_replays
 from taxbreak_fx.state import Snapshot
 
@@ -370,3 +370,14 @@ def test_boxing_is_the_difference_of_interleaved_rounds(monkeypatch: pytest.Monk
 def test_the_overload_path_costs_more_than_the_function(device: str) -> None:
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
     assert replay.boxing_us(device, sync) > 0.0
+
+
+def test_tensors_are_those_taken_and_returned() -> None:
+    x = torch.ones(2, 2)
+    aten = torch.ops.aten
+    assert tensors_of(aten.tanh.default, (x,), {}) == 2
+    assert tensors_of(aten.addmm.default, (x, x, x), {"beta": 1}) == 4
+    assert tensors_of(aten.cat.default, ([x, x, x],), {}) == 4
+    assert tensors_of(aten.native_layer_norm.default, (x, [2], None, None, 1e-5), {}) == 4
+    assert tensors_of(aten._scaled_dot_product_flash_attention.default, (x, x, x), {}) == 10  # two lengths are no tensors
+    assert tensors_of(torch.add, (x, 1), {}) == 2

@@ -1,8 +1,8 @@
 """In-situ times: a clock at the edges of every site of the running step, and what the clock itself costs.
 
-Plain, clocked and drained steps alternate in short blocks, so that all meet the same host; within a block, each is
-brought to the speed of the plain steps before and after it.  Hosts change speed at once, by up to 1.9 times (H200,
-2026-11-23): the half of the blocks in which the plain steps before and after agree least is left out.
+Plain and clocked steps alternate, so that all meet the same host, and each clocked step is brought to the speed of the
+plain steps before and after it.  Hosts change speed at once, by up to 1.9 times, several times a second (H200,
+2026-11-23): the half of the clocked steps around which the plain ones agree least is left out.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from taxbreak_fx.recording import InSitu, Spans
 from taxbreak_fx.tick_cost import routing_cost_us, tick_cost_us
 from taxbreak_fx.variants import Built
 
-MIN_BLOCKS, MAX_BLOCKS = 4, 12
-PLAIN_STEPS, CLOCKED_STEPS, DRAINED_STEPS = 3, 3, 1  # per block; one more of each warms code that was just exchanged
-FEWEST_STEPS = MIN_BLOCKS * (PLAIN_STEPS + CLOCKED_STEPS + DRAINED_STEPS + 3) + PLAIN_STEPS + 1
+MIN_PASSES, MAX_PASSES = 12, 60
+DRAIN_EVERY = 3  # clocked steps; one more drained and one more plain step warm the code exchanged for it
+FEWEST_STEPS = 2 + 2 * MIN_PASSES + 4 * MIN_PASSES // DRAIN_EVERY
 _REPEATS = 2_000
 
 
@@ -100,27 +100,23 @@ def _per_call_us(call: Callable[[], object]) -> float:
 
 @dataclass
 class _Pass:
-    """One observed step: microseconds as read, and the un-instrumented T_host around its block."""
+    """One observed step: microseconds as read, and the un-instrumented T_host of the plain steps around it."""
 
     total: float
     sites: list[float]
     graphs: list[float]
     codes: list[float]
-    plain: float = math.nan
-
-
-@dataclass
-class _Block:
-    """Observed steps, and the median T_host of the plain steps before and after them."""
-
-    clocked: list[_Pass]
-    drained: list[_Pass]
     before: float
     after: float = math.nan
 
     @property
+    def plain(self) -> float:
+        """T_host at the host's speed meanwhile."""
+        return (self.before + self.after) / 2
+
+    @property
     def unsteady(self) -> float:
-        """How far the host's speed changed meanwhile; 0 for not at all."""
+        """How far that speed changed meanwhile; 0 for not at all."""
         return abs(math.log(self.after / self.before))
 
 
@@ -133,20 +129,25 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
     inside, outside = observation_cost_us(built.mechanism, bench.device)
     mark = clock_cost_us()
     nested = [0] * sites if built.ticks is None else built.ticks.nested
-    blocks: list[_Block] = []
+    clocked: list[_Pass] = []
+    drained: list[_Pass] = []
     draining = bench.device == "cuda" and not built.graphed
     # A drained pass reaches its probe by calls where the clock is read in the code itself.
     routing = routing_cost_us(bench.device) if draining and built.mechanism == "ticks" else 0.0
     deadline = time.perf_counter() + bench.budget_s
     with torch.no_grad(), quiet_gc():
-        before = _plain_us(bench, built)
-        while len(blocks) < MIN_BLOCKS or (len(blocks) < MAX_BLOCKS and time.perf_counter() < deadline):
-            clocked = [_observed(bench, built, ClockProbe(), sites) for _ in range(CLOCKED_STEPS + 1)][1:]
-            probes = [DrainProbe(bench.sync) for _ in range(DRAINED_STEPS + 1 if draining else 0)]
-            drained = [_observed(bench, built, probe, sites) for probe in probes][1:]
-            blocks.append(_Block(clocked, drained, before, _plain_us(bench, built)))
-            before = blocks[-1].after
-    clocked, drained, host = _steady(blocks)
+        _observed(bench, built, ClockProbe(), sites, math.nan)
+        before = bench.timed(built)[1]
+        while len(clocked) < MIN_PASSES or (len(clocked) < MAX_PASSES and time.perf_counter() < deadline):
+            clocked.append(_observed(bench, built, ClockProbe(), sites, before))
+            before = clocked[-1].after = bench.timed(built)[1]
+            if draining and len(clocked) % DRAIN_EVERY == 0:
+                _observed(bench, built, DrainProbe(bench.sync), sites, math.nan)
+                drained.append(_observed(bench, built, DrainProbe(bench.sync), sites, before))
+                bench.timed(built)
+                before = drained[-1].after = bench.timed(built)[1]
+    clocked, drained = _steady(clocked), _steady(drained)
+    host = statistics.median(one.plain for one in clocked)
     kept = _middle(clocked, host)
     cost = inside + outside
     own = [inside + count * cost for count in nested]  # what reading the clock took inside each site
@@ -159,21 +160,12 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
     return spans, clock, InSitu(drained=True, site_us=idle, host_us=host, probe_us=cost + routing, steps=len(drained))
 
 
-def _plain_us(bench: Bench, built: Built) -> float:
-    return statistics.median([bench.timed(built)[1] for _ in range(PLAIN_STEPS + 1)][1:])
+def _steady(passes: list[_Pass]) -> list[_Pass]:
+    """The half of the passes during which the host kept its speed best."""
+    return sorted(passes, key=lambda one: one.unsteady)[: (len(passes) + 1) // 2]
 
 
-def _steady(blocks: list[_Block]) -> tuple[list[_Pass], list[_Pass], float]:
-    """The passes of the steadier half of the blocks, each with its T_host, and the median of those."""
-    steady = sorted(blocks, key=lambda block: block.unsteady)[: (len(blocks) + 1) // 2]
-    for block in steady:
-        for one in (*block.clocked, *block.drained):
-            one.plain = (block.before + block.after) / 2
-    host = statistics.median((block.before + block.after) / 2 for block in steady)
-    return [one for block in steady for one in block.clocked], [one for block in steady for one in block.drained], host
-
-
-def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites: int) -> _Pass:
+def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites: int, before: float) -> _Pass:
     bench.snapshot.restore()
     built.prepare()
     bench.sync()
@@ -189,7 +181,7 @@ def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites:
             f"the step met {len(site_us)} calls in one pass and {sites} in another: its work depends on data"
         )
     graphs, codes = (probe.graphs, probe.codes) if isinstance(probe, ClockProbe) else ([], [])
-    return _Pass(total, site_us, between(graphs), between(codes))
+    return _Pass(total, site_us, between(graphs), between(codes), before)
 
 
 def _middle(passes: list[_Pass], host: float) -> list[_Pass]:
