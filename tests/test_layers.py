@@ -22,7 +22,7 @@ PACKAGE = ROOT / "taxbreak_fx"
 
 # Patterns, so that a room may be split (capture_ops) without a new row; the first that matches decides.
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (0, ("errors", "record", "machine", "model", "request", "recording")),
+    (0, ("errors", "record", "machine", "model", "request", "recording", "predicted", "step_graph")),
     (1, ("families", "family_*", "hardware", "schema", "stats")),
     (
         2,
@@ -38,11 +38,12 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "breakdown_*",
             "timeline",
             "library_events",
+            "hardware_costs",
         ),
     ),
-    (3, ("compare", "whatif", "findings")),
+    (3, ("compare", "whatif", "findings", "fusion", "fusion_*", "capturable")),
     (4, ("workload", "state", "capture", "sources", "wrapper_lines", "variants", "variant_*", "probes", "observe")),
-    (4, ("ticks", "tick_cost")),
+    (4, ("ticks", "tick_cost", "op_graph", "op_roles", "inductor_kernels")),
     (
         5,
         (
@@ -51,6 +52,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "native",
             "interpose",
             "launch_path",
+            "device_path",
             "verify",
             "verify_*",
             "replay",
@@ -59,10 +61,17 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "calibrate",
             "null_kernel",
             "trace",
+            "absent_gpu",
+            "known_values",
+            "op_facts",
+            "sdpa_policy",
+            "fake_step",
         ),
     ),
     (6, ("stages", "pipeline", "supervisor")),
     (7, ("api", "known_delay", "backend", "backend_*", "models", "model_configs", "factory", "worker")),
+    (7, ("absent_step", "dry_run", "dry_run_*")),
+    (7, ("profile_measure", "profile_measure_*")),
     (8, ("cli", "__main__")),
 )
 # Beside the layers: reports see a finished Review and nothing that produced it.
