@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 import torch
 
-from taxbreak_fx import __version__, calibrate, schema, trace
+from taxbreak_fx import __version__, calibrate, schema
 from taxbreak_fx.backend_options import BackendOptions
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.compare import compare_all
@@ -33,7 +33,7 @@ from taxbreak_fx.recorders.graph import (
     time_graph,
     trace_graph,
 )
-from taxbreak_fx.recorders.tracing import profiled
+from taxbreak_fx.recorders.tracing import traced_floor
 from taxbreak_fx.recording import LaunchFloor, Recording, Timing, Trace
 from taxbreak_fx.stages import Outcome, Stage, with_floor
 from taxbreak_fx.variant_graph import Compiled, GraphVariant
@@ -373,7 +373,7 @@ def _finished(variant: Variant) -> Variant:
 def _launch_floor() -> Outcome:
     stage, started = Stage(kind="floor"), time.perf_counter()
     try:
-        floor: LaunchFloor = calibrate.launch_floor(lambda run: trace.kernel_latencies(profiled(run)))
+        floor: LaunchFloor = traced_floor()
     except Exception as error:  # without a floor ΔKT is null, with this reason
         return Outcome(stage=stage, seconds=time.perf_counter() - started, failure=one_line(error))
     encoded = msgspec.Raw(msgspec.json.encode(floor))

@@ -9,6 +9,7 @@ import msgspec
 from taxbreak_fx.breakdown_cpu import decompose_cpu
 from taxbreak_fx.breakdown_launch import launch_term
 from taxbreak_fx.breakdown_library import library_term
+from taxbreak_fx.breakdown_timeline import CPU, Built, exposed_of, timeline_of
 from taxbreak_fx.breakdown_wait import take_wait
 from taxbreak_fx.decompose import (
     delta_ft,
@@ -48,9 +49,20 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
         draft.notes.append(f"guards are not told from the frame around them: {frame.guards_failure}")
     if recording.device == "cpu":
         decompose_cpu(draft, eager)
+        laid: Built | str = CPU
     else:
-        _decompose_cuda(draft, eager)
+        laid = _decompose_cuda(draft, eager)
+    draft.fields["exposed"] = exposed_of(laid, draft.fields["t_wall_us"].median)
     return draft.finish()
+
+
+def from_recording(recording: Recording, eager: Recording | None = None) -> Built | str:
+    """The timeline of one variant as its decomposition lays it out, or the reason why there is none."""
+    if recording.device == "cpu":
+        return CPU
+    if recording.timing is None:
+        return recording.failures.get("timing", "not reached")
+    return _decompose_cuda(Draft(recording, recording.timing), eager)
 
 
 def _note_drift(draft: Draft, eager: Recording | None) -> None:
@@ -65,12 +77,14 @@ def _note_drift(draft: Draft, eager: Recording | None) -> None:
         )
 
 
-def _decompose_cuda(draft: Draft, eager: Recording | None) -> None:
+def _decompose_cuda(draft: Draft, eager: Recording | None) -> Built | str:
+    """Fill the draft; its timeline, or the reason why there is none."""
     recording, timing, trace = draft.recording, draft.timing, draft.recording.trace
     calibration = recording.calibration
     if trace is None:
-        _untraced(draft, recording.failures.get("trace", "not traced"))
-        return
+        why = recording.failures.get("trace", "not traced")
+        _untraced(draft, why)
+        return f"the trace failed: {why}"
     step = trace.step
     draft.notes += trace.notes
     kernel_launches = sum(launch.kind == "kernel" for launch in step.launches)
@@ -129,6 +143,7 @@ def _decompose_cuda(draft: Draft, eager: Recording | None) -> None:
         timing, draft.clock, trace, library.sites, None if launch is None else launched.sites, t_sys, library.missing
     )
     draft.replay = _family_replays(draft, t_sys)
+    return timeline_of(draft, trace, library, launched, issue)
 
 
 def _put_index(draft: Draft, name: str, orchestration_us: float | None, reason: str) -> None:

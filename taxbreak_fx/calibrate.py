@@ -16,9 +16,15 @@ from typing import Any, Literal
 
 import torch
 
+from taxbreak_fx.device_path import held_null_kernels, measure_device_path
 from taxbreak_fx.errors import MeasurementError
-from taxbreak_fx.launch_path import NOT_TRACED, bare_null_loop, measure_launch_path, reason_of
-from taxbreak_fx.machine import Calibration, Conditions, LaunchPath, Machine
+from taxbreak_fx.launch_path import (
+    NOT_TRACED,
+    bare_null_loop,
+    measure_launch_path,
+    reason_of,
+)
+from taxbreak_fx.machine import Calibration, Conditions, DevicePath, LaunchPath, Machine
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import LaunchFloor
 from taxbreak_fx.stats import percentiles
@@ -35,8 +41,14 @@ def calibrate_host(device: str) -> Calibration:
     """
     if device != "cuda":
         reasons = dict.fromkeys(Calibration.MEASUREMENTS, NO_LAUNCH)
-        path = LaunchPath.unavailable(NO_LAUNCH)
-        return Calibration(launch_us=None, t_sys_us=None, host_score=host_score(), launch_path=path, unmeasured=reasons)
+        return Calibration(
+            launch_us=None,
+            t_sys_us=None,
+            host_score=host_score(),
+            launch_path=LaunchPath.unavailable(NO_LAUNCH),
+            device_path=DevicePath.unavailable(NO_LAUNCH),
+            unmeasured=reasons,
+        )
     path, reasons = measure_launch_path(), {"t_sys_us": NOT_TRACED}
     launch_us: float | None = None
     source: Literal["C loop", "ctypes"] | None = None
@@ -53,6 +65,7 @@ def calibrate_host(device: str) -> Calibration:
         host_score=host_score(),
         launch_source=source,
         launch_path=path,
+        device_path=measure_device_path(path),
         unmeasured=reasons,
     )
 
@@ -108,10 +121,14 @@ def kernel_launch_us() -> float:
     return statistics.median(differences)
 
 
-def launch_floor(profiled_launches: Callable[[Callable[[], None]], list[float]]) -> LaunchFloor:
+def launch_floor(
+    profiled_launches: Callable[[Callable[[], None]], list[float]],
+    profiled_durations: Callable[[Callable[[], None]], list[float]],
+) -> LaunchFloor:
     """T_sys: launch API entry to kernel start of a null kernel on an idle stream, traced; by Triton and by a bare loop.
 
-    ``profiled_launches`` runs its argument under the profiler and returns the launch latencies in microseconds.
+    ``profiled_launches`` runs its argument under the profiler and returns the launch latencies in microseconds;
+    ``profiled_durations`` returns the kernels' durations: of null kernels that queue behind one another.
     """
     from taxbreak_fx.null_kernel import launch_null_kernel
 
@@ -123,12 +140,34 @@ def launch_floor(profiled_launches: Callable[[Callable[[], None]], list[float]])
 
     launch_null_kernel()
     t_sys, failure = _traced_floor(profiled_launches(run))
+    null_us, null_failure = _null_duration(profiled_durations)
+    bare_us: Percentiles | None = None
     try:
         bare = bare_null_loop()
     except Exception as error:  # no compiler, or whatever it or the driver raises: the other floor stands
-        return LaunchFloor(t_sys_us=t_sys, failure=failure, bare_us=None, bare_failure=reason_of(error))
-    bare_us, bare_failure = _traced_floor(profiled_launches(lambda: bare(NULL_LAUNCHES)))
-    return LaunchFloor(t_sys_us=t_sys, failure=failure, bare_us=bare_us, bare_failure=bare_failure)
+        bare_failure: str | None = reason_of(error)
+    else:
+        bare_us, bare_failure = _traced_floor(profiled_launches(lambda: bare(NULL_LAUNCHES)))
+    return LaunchFloor(
+        t_sys_us=t_sys,
+        failure=failure,
+        bare_us=bare_us,
+        bare_failure=bare_failure,
+        null_us=null_us,
+        null_failure=null_failure,
+    )
+
+
+def _null_duration(profiled: Callable[[Callable[[], None]], list[float]]) -> tuple[float | None, str | None]:
+    """Median duration of null kernels behind one another, traced; the few other kernels of the run do not move it."""
+    try:
+        run, count = held_null_kernels()
+        durations = profiled(run)
+    except Exception as error:  # as for the bare loop
+        return None, reason_of(error)
+    if len(durations) < count:
+        return None, f"the trace holds {len(durations)} of {count} null kernels"
+    return statistics.median(durations), None
 
 
 def _traced_floor(latencies: list[float]) -> tuple[Percentiles | None, str | None]:

@@ -32,6 +32,7 @@ def on_speed_of(spans: Spans, host_us: float) -> Spans:
         glue_us=spans.glue_us * scale,
         sites_us=spans.sites_us * scale,
         host_us=host_us,
+        gaps_us=None if spans.gaps_us is None else [us * scale for us in spans.gaps_us],
     )
 
 

@@ -21,7 +21,7 @@ from unittest import mock
 import msgspec
 import torch
 
-from taxbreak_fx import calibrate, trace
+from taxbreak_fx import calibrate
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.errors import MeasurementError, UsageError
 from taxbreak_fx.machine import Calibration
@@ -32,7 +32,7 @@ from taxbreak_fx.recorders.bench import Bench
 from taxbreak_fx.recorders.frame import measure_frame
 from taxbreak_fx.recorders.outputs import OutputReference
 from taxbreak_fx.recorders.timing import time_variant
-from taxbreak_fx.recorders.tracing import profiled, trace_variant
+from taxbreak_fx.recorders.tracing import trace_variant, traced_floor
 from taxbreak_fx.recording import Recording, Trace
 from taxbreak_fx.variants import Built
 from taxbreak_fx.workload import Workload
@@ -175,7 +175,7 @@ class _Measurement:
         if device == "cuda":
             # The profiler leaves its process slower: once, before the first of the measurements that are compared.
             self._trace = trace_variant(self._bench, variant)
-            floor = calibrate.launch_floor(lambda run: trace.kernel_latencies(profiled(run)))
+            floor = traced_floor()
             reasons = {} if floor.t_sys_us else {"t_sys_us": floor.failure or "not measured"}
             self._calibration = msgspec.structs.replace(self._calibration, t_sys_us=floor.t_sys_us, unmeasured=reasons)
 

@@ -33,7 +33,7 @@ QUEUED = 100  # launches issued between two syncs: far fewer than the launch que
 LIMIT_NS = 200_000_000  # an answer that takes longer is none; a busy host may well pause a thread for some ms
 POLLS = 1_000_000  # the kernel gives up after about 1 s (a poll is a read over the bus): later than the host does
 NOT_TRACED = "not traced yet"
-_CODES = {
+CODES = {
     -1: "a library or one of its launch functions is missing",
     -2: f"no answer within {LIMIT_NS // 1_000_000} ms",
     -3: "no thread could be started",
@@ -152,7 +152,7 @@ class LaunchLoop:
     def _check(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, f"launch_loop_{name}")(*arguments)
         if status:
-            raise MeasurementError(f"launch loop, {name}: {_CODES.get(status, f'CUDA error {status}')}")
+            raise MeasurementError(f"launch loop, {name}: {CODES.get(status, f'CUDA error {status}')}")
 
 
 def _two_cores() -> None:

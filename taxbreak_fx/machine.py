@@ -52,6 +52,48 @@ def _no_launch_path() -> LaunchPath:
     return LaunchPath.unavailable("not measured")
 
 
+class DevicePath(Measured, frozen=True, kw_only=True):
+    """How the device goes from one kernel to the next, and how the host learns that it is idle; microseconds.
+
+    ``period_us``: per null kernel of those that queue behind one another on a stream, un-instrumented;
+    ``graph_period_us``: the same per node of a CUDA graph.  ``null_us``: a null kernel's duration, traced.  ``gap_us``
+    and ``graph_gap_us`` are the periods' p50 − ``null_us``: with them, traced durations add up to un-instrumented time.
+
+    ``returned_us``: the host sees the flag of the last kernel → ``torch.cuda.synchronize`` has returned; ``sync_us`` =
+    its p50 + half a round trip (the flag's way): end of the device's work → return, less what the kernel does after its
+    flag.  ``idle_sync_us``: the whole call on an idle device.  Both with the host's caches as a step leaves them.
+    """
+
+    MEASUREMENTS = (
+        "period_us",
+        "graph_period_us",
+        "returned_us",
+        "idle_sync_us",
+        "null_us",
+        "gap_us",
+        "graph_gap_us",
+        "sync_us",
+    )
+
+    period_us: Percentiles | None = None
+    graph_period_us: Percentiles | None = None
+    returned_us: Percentiles | None = None
+    idle_sync_us: Percentiles | None = None
+    null_us: float | None = None
+    gap_us: float | None = None
+    graph_gap_us: float | None = None
+    sync_us: float | None = None
+
+    @classmethod
+    def unavailable(cls, reason: str) -> DevicePath:
+        """Nothing was measured, for one reason."""
+        return cls(unmeasured=dict.fromkeys(cls.MEASUREMENTS, reason))
+
+
+def _no_device_path() -> DevicePath:
+    return DevicePath.unavailable("not measured")
+
+
 class Calibration(Measured, frozen=True, kw_only=True):
     """What one launch costs on this machine, and how fast its host is.
 
@@ -68,6 +110,7 @@ class Calibration(Measured, frozen=True, kw_only=True):
     host_score: float
     launch_source: Literal["C loop", "ctypes"] | None = None
     launch_path: LaunchPath = msgspec.field(default_factory=_no_launch_path)
+    device_path: DevicePath = msgspec.field(default_factory=_no_device_path)
 
 
 class Conditions(Record, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from taxbreak_fx.machine import Machine
 from taxbreak_fx.record import Interval, Measured, Record, check_sum
 
-SCHEMA_VERSION = "2.0.0"
+SCHEMA_VERSION = "2.1.0"
 
 Origin = Literal["measured", "predicted", "ingested"]
 Status = Literal["ok", "failed", "skipped"]
@@ -162,12 +162,88 @@ class OutputCheck(Record, frozen=True, kw_only=True):
     top1_total: int
 
 
+class ExposedCost(Record, frozen=True, kw_only=True):
+    """What one op family, or one line of the author's code (``name`` then tells its families), costs; microseconds.
+
+    Raw: ``host_us`` (ΔFT, ΔCT and launch calls) and ``device_us``, sums per step.  Exposed: T_wall of the simulated
+    step − T_wall without this host time, without this device time, and without both.
+    """
+
+    name: str
+    source: SourceLine | None = None
+    host_us: float
+    device_us: float
+    exposed_host_us: float
+    exposed_device_us: float
+    exposed_us: float
+
+
+class Exposed(Measured, frozen=True, kw_only=True):
+    """What the device does not hide of a variant's step, by simulation (``timeline``); microseconds.
+
+    ``wall_us`` and ``host_us``: simulated T_wall and T_host; ``error`` and ``naive_error``: of ``wall_us`` and of
+    ``naive_us`` = max(issue time, device time) + s, against the measured T_wall, relative, with their sign.  ``ft_us``
+    to ``device_us``: T_wall − T_wall with that term alone at 0; ``kt_us`` is of the launch calls and of the latency
+    behind them, ``sync_us`` of what synchronisations take to return.  These do not add up; ``waterfall`` does, to
+    ``wall_us``: its terms are removed one after the other in the order in which they stand.
+
+    ``floors_us``: the constants L, g and s; ``latency_source``: which T_sys L comes from.
+    """
+
+    MEASUREMENTS = (
+        "wall_us",
+        "host_us",
+        "error",
+        "naive_us",
+        "naive_error",
+        "idle_us",
+        "synced_us",
+        "queued_us",
+        "ft_us",
+        "ct_us",
+        "kt_us",
+        "sync_us",
+        "device_us",
+    )
+
+    wall_us: float | None
+    host_us: float | None
+    error: float | None
+    naive_us: float | None
+    naive_error: float | None
+    idle_us: float | None
+    synced_us: float | None
+    queued_us: float | None
+    ft_us: float | None
+    ct_us: float | None
+    kt_us: float | None
+    sync_us: float | None
+    device_us: float | None
+    waterfall: dict[str, float] = {}
+    families: list[ExposedCost] = []
+    lines: list[ExposedCost] = []
+    floors_us: dict[str, float] = {}
+    latency_source: Literal["untraced", "traced"] | None = None
+    notes: list[str] = []
+
+    def __post_init__(self) -> None:
+        Measured.__post_init__(self)
+        if self.wall_us is not None:
+            check_sum("waterfall", sum(self.waterfall.values()), self.wall_us)
+
+    @classmethod
+    def unavailable(cls, reason: str) -> Exposed:
+        """Nothing could be simulated, for one reason."""
+        nothing: dict[str, Any] = dict.fromkeys(cls.MEASUREMENTS)
+        return cls(unmeasured=dict.fromkeys(cls.MEASUREMENTS, reason), **nothing)
+
+
 class Variant(Measured, frozen=True, kw_only=True):
     """One way of running the step, measured.
 
     Counts are per step.  ``launches`` are kernel- and graph-launch API calls (M), ``graph_launches`` those of them
     that launch a graph, ``memops`` device copies and fills.  ``device_active_us`` is the union of device activity,
-    ``device_sum_us`` the sum.
+    ``device_sum_us`` the sum.  ``exposed`` is null where the variant was not measured, and in files before 2.1.
     """
 
     MEASUREMENTS = (
@@ -210,6 +286,7 @@ class Variant(Measured, frozen=True, kw_only=True):
     outputs_equal: bool | None
     output_check: OutputCheck | None = None
     breakdown: Breakdown | None
+    exposed: Exposed | None = None
     nodes: list[Node] = []
     replay: list[FamilyReplay] = []
 

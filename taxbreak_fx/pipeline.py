@@ -9,13 +9,13 @@ from typing import Literal
 import msgspec
 import torch
 
-from taxbreak_fx import calibrate, trace
+from taxbreak_fx import calibrate
 from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.recorders.bench import Bench, one_line
 from taxbreak_fx.recorders.frame import measure_frame
 from taxbreak_fx.recorders.outputs import OutputReference
 from taxbreak_fx.recorders.timing import time_variant
-from taxbreak_fx.recorders.tracing import profiled, trace_variant
+from taxbreak_fx.recorders.tracing import trace_variant, traced_floor
 from taxbreak_fx.recording import HostFacts
 from taxbreak_fx.stages import Outcome, Result, Stage
 from taxbreak_fx.workload import Workload
@@ -61,7 +61,7 @@ class Runner:
         if stage.kind == "frame":
             return measure_frame(self._bench)
         if stage.kind == "floor":
-            return calibrate.launch_floor(lambda run: trace.kernel_latencies(profiled(run)))
+            return traced_floor()
         assert stage.variant is not None
         if stage.kind == "timing":
             return time_variant(self._bench, stage.variant, self._reference)

@@ -53,6 +53,9 @@ class Spans(Record, frozen=True, kw_only=True):
     ``around_us``: outside the graph callables that Dynamo calls (None: the step has none).  ``runtime_us``: inside
     those, around the code that Inductor wrote (None: there is none).  ``glue_us``: in the code around the sites.
     ``sites_us``: in the sites.  ``host_us``: median un-instrumented T_host of the interleaved steps.
+
+    ``gaps_us``: what lies before the first site, between each two, and behind the last, which is the first three again
+    by place (None: not read).
     """
 
     around_us: float | None
@@ -60,6 +63,7 @@ class Spans(Record, frozen=True, kw_only=True):
     glue_us: float
     sites_us: float
     host_us: float
+    gaps_us: list[float] | None = None
 
 
 class LibrarySite(Record, frozen=True, kw_only=True):
@@ -244,12 +248,17 @@ class HostFacts(Record, frozen=True, kw_only=True):
 
 
 class LaunchFloor(Record, frozen=True, kw_only=True):
-    """T_sys of a null kernel launched by Triton, and by a bare loop in C (traced, microseconds), or why it is null."""
+    """T_sys of a null kernel launched by Triton, and by a bare loop in C (traced, microseconds), or why it is null.
+
+    ``null_us``: duration of a null kernel behind others, traced.
+    """
 
     t_sys_us: Percentiles | None
     failure: str | None
     bare_us: Percentiles | None = None
     bare_failure: str | None = None
+    null_us: float | None = None
+    null_failure: str | None = None
 
 
 class Recording(Record, frozen=True, kw_only=True):

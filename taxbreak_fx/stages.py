@@ -15,10 +15,11 @@ from taxbreak_fx import __version__
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.compare import compare_all
 from taxbreak_fx.errors import FormatError, OutputError
-from taxbreak_fx.machine import Calibration, Machine
+from taxbreak_fx.machine import Calibration, DevicePath, Machine
 from taxbreak_fx.model import Review, Variant
-from taxbreak_fx.record import Record
+from taxbreak_fx.record import Percentiles, Record
 from taxbreak_fx.recording import Frame, HostFacts, LaunchFloor, Recording, Timing, Trace
+from taxbreak_fx.timeline import kernel_gap
 
 Kind = Literal["host", "timing", "frame", "trace", "floor"]
 INTERRUPTED = "interrupted by the user"
@@ -173,7 +174,26 @@ def with_floor(machine: Machine, outcome: Outcome | None, device: str) -> Machin
         failure = floor.bare_failure if isinstance(floor, LaunchFloor) else reasons["t_sys_us"]
         bare_reasons["t_sys_bare_us"] = failure or NOT_REACHED
     path = msgspec.structs.replace(path, t_sys_bare_us=bare, unmeasured=bare_reasons)
+    null_us = floor.null_us if isinstance(floor, LaunchFloor) else None
+    failure = floor.null_failure if isinstance(floor, LaunchFloor) else reasons["t_sys_us"]
+    gaps = with_null(calibration.device_path, null_us, failure or NOT_REACHED)
     return msgspec.structs.replace(
         machine,
-        calibration=msgspec.structs.replace(calibration, t_sys_us=t_sys, launch_path=path, unmeasured=reasons),
+        calibration=msgspec.structs.replace(
+            calibration, t_sys_us=t_sys, launch_path=path, device_path=gaps, unmeasured=reasons
+        ),
     )
+
+
+def with_null(path: DevicePath, null_us: float | None, failure: str) -> DevicePath:
+    """``path`` with the traced duration of a null kernel and the gaps that follow from it, or why they are missing."""
+    values = {"null_us": null_us}
+    reasons = {name: why for name, why in path.unmeasured.items() if name not in ("null_us", "gap_us", "graph_gap_us")}
+    for gap, name in (("gap_us", "period_us"), ("graph_gap_us", "graph_period_us")):
+        period: Percentiles | None = getattr(path, name)
+        values[gap] = None if period is None or null_us is None else kernel_gap(period, null_us)
+        if values[gap] is None:
+            reasons[gap] = path.unmeasured.get(name, failure)
+    if null_us is None:
+        reasons["null_us"] = failure
+    return msgspec.structs.replace(path, unmeasured=reasons, **values)

@@ -144,3 +144,8 @@ def kernel_latencies(events: list[dict[str, Any]]) -> list[float]:
     apis.pop(_NONE, None)
     kernels = [event for event in events if event.get("cat") == "kernel"]
     return [_start(k) - _start(apis[_correlation(k)]) for k in kernels if _correlation(k) in apis]
+
+
+def kernel_durations(events: list[dict[str, Any]]) -> list[float]:
+    """Duration on the device of every kernel of a trace, in microseconds."""
+    return [float(event["dur"]) for event in events if event.get("cat") == "kernel"]

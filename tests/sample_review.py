@@ -10,6 +10,10 @@ inductor:  wall 500; T_issue 450; M = 8, 40 µs; ΔCT 150; ΔFT = 450 - 150 - 40
 reduce-overhead:  T_wait could not be measured, so ΔFT, T_Orchestration and HDBI are null.
 eager-graph:  T_issue 28, launch API 30, so ΔFT = -2, within the wall interval (20 wide); ΔKT 10;
         T_Orchestration = 8; device 160; HDBI = 160 / 168 = 0.95238.  Removed: ΔFT 602, ΔCT 200, ΔKT 70.
+
+Simulated: eager 990 of 1000 µs (-1 %), removed in order ΔFT 560, ΔCT 180, launches 90 (830 exposed), sync 8, device
+        152; naive max(900, 220) + 8 = 908 (-9.2 %).  inductor 510 of 500 (+2 %): 240 + 130 + 40 = 410 exposed, 8, 92;
+        naive max(450, 158) + 8 = 458 (-8.4 %).
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from taxbreak_fx.machine import Calibration, Conditions, LaunchPath, Machine
 from taxbreak_fx.model import (
     Breakdown,
     Comparison,
+    Exposed,
+    ExposedCost,
     FamilyLibrary,
     GraphInfo,
     Node,
@@ -94,10 +100,35 @@ def node(op: str, family: str, line: int, calls: int, launches: int, ft: float, 
     )  # fmt: skip
 
 
+def exposed(
+    wall: float, measured: float, host: float, naive: float, idle: float, alone: tuple[float, ...],
+    fall: tuple[float, ...],
+) -> Exposed:  # fmt: skip
+    """``alone`` and ``fall``: exposed cost of ΔFT, ΔCT, launches, sync and device, each alone and in that order."""
+    terms = ("ft", "ct", "kt", "sync", "device")
+    return Exposed(
+        wall_us=wall, host_us=host, error=wall / measured - 1, naive_us=naive, naive_error=naive / measured - 1,
+        idle_us=idle, synced_us=0.0, queued_us=0.0, ft_us=alone[0], ct_us=alone[1], kt_us=alone[2], sync_us=alone[3],
+        device_us=alone[4], waterfall=dict(zip(terms, fall, strict=True)),
+        families=[
+            ExposedCost(name="gemm", host_us=410.0, device_us=150.0, exposed_host_us=390.0, exposed_device_us=20.0,
+                        exposed_us=405.0),
+            ExposedCost(name="between recorded calls", host_us=350.0, device_us=0.0, exposed_host_us=340.0,
+                        exposed_device_us=0.0, exposed_us=340.0),
+        ],
+        lines=[
+            ExposedCost(name="gemm", source=SourceLine(file=AUTHOR_FILE, line=41), host_us=410.0, device_us=150.0,
+                        exposed_host_us=390.0, exposed_device_us=20.0, exposed_us=405.0),
+        ],
+        floors_us={"latency_us": 2.0, "gap_us": 1.0, "graph_gap_us": 0.25, "sync_us": 8.0, "queue_depth": 1024.0},
+        latency_source="untraced",
+    )  # fmt: skip
+
+
 def variant(
     name: str, wall: Interval, host: float, launch: float, launches: int, kernels: int, device: float, terms: Breakdown,
     wait: float | None = 0.0, compile_s: float = 0.0, graphs: int = 0, nodes: list[Node] | None = None,
-    check: OutputCheck | None = None, equal: bool = True,
+    check: OutputCheck | None = None, equal: bool = True, simulated: Exposed | None = None,
 ) -> Variant:  # fmt: skip
     missing = {} if wait is not None else {"t_wait_us": NO_WAIT, "issue_us": NO_WAIT}
     return Variant(
@@ -105,7 +136,8 @@ def variant(
         t_host_us=interval(host, host - 5, host + 5), t_wait_us=wait, issue_us=None if wait is None else host - wait,
         launch_us=launch, launches=launches, graph_launches=graphs, kernels=kernels, memops=0, device_active_us=device,
         device_sum_us=device, library_calls={"cuBLASLt": 12 if name == "eager" else 0}, outputs_equal=equal,
-        output_check=check, breakdown=terms, nodes=nodes or [], unmeasured=missing,
+        output_check=check, breakdown=terms, exposed=simulated or Exposed.unavailable(NO_WAIT), nodes=nodes or [],
+        unmeasured=missing,
     )  # fmt: skip
 
 
@@ -159,10 +191,16 @@ def sample_review() -> Review:
     eager = variant(
         "eager", interval(1000, 990, 1020), 900.0, 100.0, 20, 20, 220.0,
         breakdown(600.0, 200.0, 80.0, 220.0, parts, 60.0, eager_calls), nodes=nodes,
+        simulated=exposed(
+            990.0, 1000.0, 900.0, 908.0, 770.0, (560.0, 190.0, 120.0, 8.0, 40.0), (560.0, 180.0, 90.0, 8.0, 152.0)
+        ),
     )  # fmt: skip
     inductor = variant(
         "inductor", interval(500, 495, 510), 450.0, 40.0, 8, 8, 158.0,
         breakdown(260.0, 150.0, 32.0, 158.0, None, 24.0, inductor_calls, f"subtractive: {TOO_MANY}"), compile_s=2.0,
+        simulated=exposed(
+            510.0, 500.0, 450.0, 458.0, 352.0, (240.0, 140.0, 60.0, 8.0, 30.0), (240.0, 130.0, 40.0, 8.0, 92.0)
+        ),
     )  # fmt: skip
     reduce_overhead = variant(
         "reduce-overhead", interval(250, 240, 265), 70.0, 35.0, 2, 9, 165.0, breakdown(None, 0.0, 12.0, 165.0),
@@ -173,6 +211,7 @@ def sample_review() -> Review:
     )  # fmt: skip
     eager_graph = variant(
         "eager-graph", interval(200, 190, 210), 28.0, 30.0, 1, 20, 160.0, breakdown(-2.0, 0.0, 10.0, 160.0), graphs=1,
+        simulated=Exposed.unavailable("no gap: not traced yet"),
     )  # fmt: skip
     return Review(
         tool_version="0.1.0", origin="measured", model="toy",

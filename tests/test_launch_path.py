@@ -20,7 +20,7 @@ import torch
 from fake_recording import calibration, eager_recording, parts_of
 from sample_review import machine, sample_review
 
-from taxbreak_fx import calibrate, launch_path, native, trace
+from taxbreak_fx import calibrate, launch_path, native
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.decompose import untraced_floor
 from taxbreak_fx.errors import MeasurementError
@@ -303,7 +303,7 @@ def floor_of(traced: list[list[float]], monkeypatch: pytest.MonkeyPatch, bare: A
         run()
         return next(series)
 
-    return calibrate.launch_floor(profiled)
+    return calibrate.launch_floor(profiled, lambda run: [])
 
 
 def test_both_loops_are_traced_with_the_same_number_of_launches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,9 +447,9 @@ def test_the_launch_path_is_whole_ordered_and_positive() -> None:
 
 @pytest.mark.gpu
 def test_the_bare_loop_is_traced_beside_triton() -> None:
-    from taxbreak_fx.recorders.tracing import profiled
+    from taxbreak_fx.recorders.tracing import traced_floor
 
-    found = calibrate.launch_floor(lambda run: trace.kernel_latencies(profiled(run)))
+    found = traced_floor()
     assert (found.failure, found.bare_failure) == (None, None)
     for floor in (found.t_sys_us, found.bare_us):
         assert floor is not None and floor.samples >= calibrate.NULL_LAUNCHES

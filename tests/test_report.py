@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from sample_review import NO_WAIT, TOO_MANY, family, sample_review
 
-from taxbreak_fx.model import Review, SourceLine, Variant
+from taxbreak_fx.model import Exposed, Review, SourceLine, Variant
 from taxbreak_fx.record import Interval
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.content import page, top_nodes
@@ -31,10 +31,14 @@ def hostile_review() -> Review:
         msgspec.structs.replace(node, op=HOSTILE, family=HOSTILE, library=HOSTILE, module_path=HOSTILE, source=source)
         for node in eager.nodes
     ]
-    assert eager.breakdown is not None
+    assert eager.breakdown is not None and eager.exposed is not None
+    costs = [msgspec.structs.replace(row, name=HOSTILE, source=source) for row in eager.exposed.families]
+    exposed = msgspec.structs.replace(eager.exposed, families=costs, lines=costs, notes=[HOSTILE])
     families = [msgspec.structs.replace(row, family=HOSTILE) for row in eager.breakdown.ct_families]
     terms = msgspec.structs.replace(eager.breakdown, ct_families=families, ct_source=f"subtractive: {HOSTILE}")
-    eager = msgspec.structs.replace(eager, nodes=nodes, notes=[HOSTILE], library_calls={HOSTILE: 1}, breakdown=terms)
+    eager = msgspec.structs.replace(
+        eager, nodes=nodes, notes=[HOSTILE], library_calls={HOSTILE: 1}, breakdown=terms, exposed=exposed
+    )
     return msgspec.structs.replace(
         sample,
         model=HOSTILE,
@@ -67,8 +71,10 @@ def row(text: str, start: str, nth: int = 0) -> str:
 
 def test_text_shows_the_numbers_derived_in_the_sample() -> None:
     text = terminal(sample_review())
-    expected = "eager 1.00 [0.99 1.02] 0.900 0.220 20 20 0.600 0.200 0.080 0.200 yes"
+    # 560 + 180 + 90 = 830 µs exposed; whether outputs are equal has no room, and those that differ have a line below.
+    expected = "eager 1.00 [0.99 1.02] 0.900 0.220 20 20 0.600 0.200 0.080 0.830 0.200"
     assert row(text, "eager") == expected
+    assert row(terminal(sample_review(), 120), "eager") == f"{expected} yes"
     assert row(text, "inductor", 1) == "inductor 0.340 0.050 0.048 0.062 0.500 0.500 [0.490 0.510] faster"
     # 150 + 200 + 48 = 398 µs.
     assert row(text, "linear") == "linear toy/modeling_toy.py:41 model.layers.*.attention.query 12 0.398 0.150"
@@ -83,8 +89,8 @@ def test_the_wall_ratios_head_says_the_level_of_their_intervals() -> None:
 
 def test_unmeasured_shows_a_dash_and_its_reason_once() -> None:
     text = terminal(sample_review())
-    assert row(text, "reduce-overhead").split()[8] == fmt.MISSING
-    assert text.count(NO_WAIT) == 1
+    assert row(text, "reduce-overhead").split()[8] == row(text, "reduce-overhead").split()[11] == fmt.MISSING
+    assert terminal(sample_review(), 120).count(NO_WAIT) == 1
     assert markdown(sample_review()).count(NO_WAIT) == 1
 
 
@@ -124,9 +130,35 @@ def cpu_review() -> Review:
     )
     absent = dict.fromkeys(("launches", "kernels", "launch_us"), why)
     eager = msgspec.structs.replace(
-        eager, launches=None, kernels=None, launch_us=None, nodes=[], breakdown=terms, unmeasured=absent
-    )
+        eager, launches=None, kernels=None, launch_us=None, nodes=[], breakdown=terms, unmeasured=absent,
+        exposed=Exposed.unavailable("host and device are one thread"),
+    )  # fmt: skip
     return msgspec.structs.replace(sample, variants=[eager], comparisons=[])
+
+
+def test_exposed_cost_stands_beside_the_raw_terms() -> None:
+    tables = {found.title: found for found in page(sample_review())[0]}
+    by_term = tables["Exposed cost by term, simulated (ms per step)"]
+    assert by_term.rows[0] == (
+        "eager", "1.00", "0.990", "-1.0 %", "0.908", "-9.2 %", "0.770", "0", "0.560", "0.190", "0.120", "0.008",
+        "0.040",
+    )  # fmt: skip
+    fall = tables["Waterfall: terms removed one after the other, left to right (ms per step)"]
+    assert fall.rows[1] == ("inductor", "0.510", "0.240", "0.130", "0.040", "0.008", "0.092")
+    assert tables["Exposed cost of eager by family, simulated (ms per step)"].rows[0] == (
+        "gemm", "0.410", "0.390", "0.150", "0.020", "0.405",
+    )  # fmt: skip
+    assert tables["Exposed cost of eager by source, simulated (ms per step)"].rows[0][0] == "toy/modeling_toy.py:41"
+    text = terminal(sample_review(), 160)
+    assert "simulated wall off by eager -1.0 %, inductor +2.0 %" in text
+    assert "exposed (eager-graph): no gap: not traced yet" in markdown(sample_review())
+
+
+def test_a_review_without_simulation_has_no_exposed_column() -> None:
+    bare = [msgspec.structs.replace(v, exposed=None) for v in sample_review().variants]
+    review = msgspec.structs.replace(sample_review(), variants=bare)
+    for report in (terminal(review), markdown(review)):
+        assert "xposed" not in report and "imulated" not in report
 
 
 def test_both_library_estimates_stand_side_by_side_with_their_disagreement() -> None:
@@ -166,6 +198,7 @@ def test_columns_without_any_value_are_dropped_with_their_reason() -> None:
     text = terminal(cpu_review())
     header = next(line for line in text.splitlines() if line.startswith("variant"))
     assert header.split() == ["variant", "wall", "[95", "%]", "host", "device", "ΔFT", "ΔCT", "HDBI", "equal"]
+    assert "exposed (eager): host and device are one thread" in text
     assert "no launches on a CPU" in text
 
 
@@ -204,7 +237,7 @@ def test_what_does_not_fit_is_announced() -> None:
     assert "… and 20 more rows: see review.json" in text  # 26 variants, 6 shown
     assert "more notes: see review.json" in text
     narrow = terminal(sample_review(), 80)
-    assert "no room for: host, equal, kernels" in narrow
+    assert "no room for: equal, host, kernels" in narrow
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

@@ -13,7 +13,7 @@ from sample_review import sample_review
 
 from taxbreak_fx import schema
 from taxbreak_fx.errors import FormatError, OutputError
-from taxbreak_fx.machine import LaunchPath
+from taxbreak_fx.machine import DevicePath, LaunchPath
 from taxbreak_fx.model import SCHEMA_VERSION, Review
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -97,10 +97,12 @@ def test_newer_minor_and_unknown_fields_are_read() -> None:
 def version_one() -> dict[str, Any]:
     """The sample as version 1 would have written it: without what version 2 measures besides."""
     content = as_dict() | {"schema_version": "1.0.0"}
-    del content["machine"]["calibration"]["launch_path"], content["machine"]["calibration"]["launch_source"]
+    for name in ("launch_path", "launch_source", "device_path"):
+        del content["machine"]["calibration"][name]
     for comparison in content["comparisons"]:
         del comparison["ratio_confidence"]
     for variant in content["variants"]:
+        del variant["exposed"]
         for row in variant["replay"]:
             del row["leaf_us"]
             row["unmeasured"].pop("leaf_us", None)
@@ -129,6 +131,25 @@ def test_version_one_is_read_and_what_it_did_not_measure_says_so(tmp_path: Path)
     read.save(file)
     assert json.loads(file.read_text())["schema_version"] == SCHEMA_VERSION
     assert Review.load(file) == read
+
+
+def test_version_two_without_exposed_costs_is_read_as_it_is(tmp_path: Path) -> None:
+    content = as_dict() | {"schema_version": "2.0.0"}
+    content["machine"]["calibration"].pop("device_path")
+    for variant in content["variants"]:
+        variant.pop("exposed")
+    read = schema.decode(json.dumps(content).encode(), "x")
+    assert read.machine.calibration.device_path == DevicePath.unavailable("not measured")
+    assert read.variants == [msgspec.structs.replace(v, exposed=None) for v in sample_review().variants]
+    file = tmp_path / "r.json"
+    read.save(file)
+    assert Review.load(file) == read
+
+
+def test_a_waterfall_that_does_not_sum_is_refused() -> None:
+    content = as_dict()
+    content["variants"][0]["exposed"]["waterfall"]["ft"] = 561.0  # 561 + 180 + 90 + 8 + 152 = 991, not 990
+    assert "waterfall: parts sum to 991" in refused(content)
 
 
 def test_upgrading_leaves_what_it_is_given_as_it_was_and_changes_nothing_twice() -> None:

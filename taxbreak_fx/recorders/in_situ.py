@@ -106,6 +106,7 @@ class _Pass:
     sites: list[float]
     graphs: list[float]
     codes: list[float]
+    gaps: list[float]
     before: float
     after: float = math.nan
 
@@ -172,7 +173,7 @@ def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites:
     with built.observe(probe):
         started = time.perf_counter_ns()
         output = built.call()
-        total = (time.perf_counter_ns() - started) / 1e3
+        ended = time.perf_counter_ns()
     bench.sync()
     del output
     site_us = probe.split()
@@ -181,7 +182,9 @@ def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites:
             f"the step met {len(site_us)} calls in one pass and {sites} in another: its work depends on data"
         )
     graphs, codes = (probe.graphs, probe.codes) if isinstance(probe, ClockProbe) else ([], [])
-    return _Pass(total, site_us, between(graphs), between(codes), before)
+    # Before the first site, between each two, behind the last; a drained pass holds the draining there.
+    gaps = between([started, *probe.stamps, ended]) if isinstance(probe, ClockProbe) else []
+    return _Pass((ended - started) / 1e3, site_us, between(graphs), between(codes), gaps, before)
 
 
 def _middle(passes: list[_Pass], host: float) -> list[_Pass]:
@@ -217,10 +220,13 @@ def _spans(
     in_graphs = mean(lambda one: sum(one.graphs)) - graphs * mark[0] if graphs else total
     in_codes = mean(lambda one: sum(one.codes)) - codes * mark[0] if codes else in_graphs
     observed = sites_us + read_us  # the sites as they stand in the totals
+    edges = [outside / 2, *[outside] * (count - 1), outside / 2] if count else [0.0]  # the clock's part in each gap
+    columns = zip(*[[us * host / one.plain for us in one.gaps] for one in kept], strict=True)
     return Spans(
         around_us=total - mean(lambda one: sum(one.graphs)) - graphs * mark[1] if graphs else None,
         runtime_us=in_graphs - mean(lambda one: sum(one.codes)) - codes * mark[1] if codes else None,
         glue_us=in_codes - observed - count * outside,
         sites_us=sites_us,
         host_us=host,
+        gaps_us=[statistics.fmean(column) - read for column, read in zip(columns, edges, strict=True)],
     )

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from taxbreak_fx import trace
+from taxbreak_fx import calibrate, trace
 from taxbreak_fx.capture import CapturedCall
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.library_calls import count_library_calls
 from taxbreak_fx.probes import RANGE, STEP, Probe, RangeProbe
 from taxbreak_fx.recorders.bench import Bench, one_line
 from taxbreak_fx.recorders.timing import capture_sites, reach_sites
-from taxbreak_fx.recording import ReplayTrace, Trace, TracedStep
+from taxbreak_fx.recording import LaunchFloor, ReplayTrace, Trace, TracedStep
 from taxbreak_fx.variants import Built
 
 TRACED_STEPS = 3
@@ -94,6 +94,13 @@ def profiled(run: Callable[[], None]) -> list[dict[str, Any]]:
             return trace.read_events(file.read(), "the profiler's own trace")
     finally:
         os.unlink(path)
+
+
+def traced_floor() -> LaunchFloor:
+    """The launch floor of this machine, by torch.profiler (CUDA)."""
+    return calibrate.launch_floor(
+        lambda run: trace.kernel_latencies(profiled(run)), lambda run: trace.kernel_durations(profiled(run))
+    )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from taxbreak_fx.model import Breakdown, Comparison, Node, Review, Variant
 from taxbreak_fx.record import Interval, Measured
+from taxbreak_fx.report import exposed
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
 from taxbreak_fx.report.library import calls_table, families_table, source_notes
@@ -60,11 +61,11 @@ def _noise_us(wall: Interval | None) -> float | None:
 def variants_table(review: Review) -> Table:
     """One row per variant: wall and host time, device, counts, terms, HDBI, output check."""
     columns = (
-        Column("variant"), Column("wall [95 %]"), Column("host", right=True, priority=1), Column("device", right=True),
+        Column("variant"), Column("wall [95 %]"), Column("host", right=True, priority=2), Column("device", right=True),
         Column("launches", right=True, priority=4), Column("kernels", right=True, priority=3),
         Column("ΔFT", right=True), Column("ΔCT", right=True, priority=6), Column("ΔKT", right=True, priority=5),
-        Column("HDBI", right=True),
-        Column("equal", right=True, priority=2), Column("memory MiB", right=True, detail=True),
+        Column("exposed", right=True), Column("HDBI", right=True),
+        Column("equal", right=True, priority=1), Column("memory MiB", right=True, detail=True),
         Column("build s", right=True, detail=True),
     )  # fmt: skip
     under = [f"{v.name} {v.status}: {v.reason}" for v in review.variants if v.status != "ok"]
@@ -76,6 +77,7 @@ def variants_table(review: Review) -> Table:
                 f"(eager {check.eager_error:.2g}) against {check.reference_dtype}, "
                 f"{check.top1_flips} of {check.top1_total} top-1 flips"
             )
+    under += exposed.accuracy(review)
     under += _other_index(review)
     return table("Variants (ms per step)", columns, [_variant_row(v) for v in review.variants], under)
 
@@ -91,7 +93,7 @@ def _other_index(review: Review) -> list[str]:
 
 def _variant_row(variant: Variant) -> list[str]:
     if variant.status != "ok":
-        return [variant.name, variant.status, *[MISSING] * 11]
+        return [variant.name, variant.status, *[MISSING] * 12]
     terms, noise = variant.breakdown, _noise_us(variant.t_wall_us)
     memory = None if variant.peak_memory_bytes is None else round(variant.peak_memory_bytes / 2**20)
     return [
@@ -102,6 +104,7 @@ def _variant_row(variant: Variant) -> list[str]:
         fmt.count(variant.launches),
         fmt.count(variant.kernels),
         *(fmt.term(value, noise) for value in _terms(terms)),
+        fmt.ms(exposed.host_us(variant.exposed)),
         fmt.index(terms.hdbi if terms else None),
         fmt.yes_no(variant.outputs_equal),
         fmt.count(memory),
@@ -298,6 +301,9 @@ def missing_notes(review: Review, base: str | None, nodes: Sequence[Node]) -> li
     for variant in review.variants:
         if variant.status == "ok":
             note(variant, variant.name)
+            if variant.exposed is not None and variant.exposed.wall_us is None:
+                labels, places = found.setdefault(variant.exposed.unmeasured["wall_us"], ({}, {}))
+                labels["exposed"] = places[variant.name] = None
             if variant.breakdown is not None:
                 note(variant.breakdown, variant.name)
                 for family in variant.breakdown.ct_families if base is None else ():
@@ -329,7 +335,8 @@ def near_zero_note(tables: Sequence[Table]) -> list[str]:
 def page(review: Review, ops: int = 25) -> tuple[list[Table], list[str]]:
     """All tables and notes of a full page (markdown, html)."""
     optional = (
-        removed_table(review), ops_table(review, ops), parts_table(review), families_table(review),
+        removed_table(review), ops_table(review, ops), parts_table(review), exposed.exposed_table(review),
+        exposed.waterfall_table(review), *exposed.costs_table(review, ops), families_table(review),
         calls_table(review), graphs_table(review), launch_table(review), replay_table(review),
     )  # fmt: skip
     tables = [variants_table(review), *(table for table in optional if table is not None)]
