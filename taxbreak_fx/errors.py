@@ -45,6 +45,10 @@ class FormatError(TaxbreakError):
     exit_code = 6
 
 
+class UncoveredError(FormatError):
+    """A hardware profile knows no cost for something that the step does; the line names what."""
+
+
 class OutputError(TaxbreakError):
     """A result that cannot be written where it was asked for."""
 

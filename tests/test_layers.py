@@ -22,8 +22,8 @@ PACKAGE = ROOT / "taxbreak_fx"
 
 # Patterns, so that a room may be split (capture_ops) without a new row; the first that matches decides.
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
-    (0, ("errors", "record", "machine", "model", "request", "recording", "predicted", "step_graph")),
-    (1, ("families", "family_*", "hardware", "schema", "stats")),
+    (0, ("errors", "record", "machine", "model", "request", "recording", "predicted", "step_graph", "step_timeline")),
+    (1, ("families", "family_*", "hardware", "hardware_scale", "hardware_shapes", "schema", "stats")),
     (
         2,
         (
@@ -37,11 +37,12 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "breakdown",
             "breakdown_*",
             "timeline",
+            "timeline_store",
             "library_events",
             "hardware_costs",
         ),
     ),
-    (3, ("compare", "whatif", "findings", "fusion", "fusion_*", "capturable")),
+    (3, ("compare", "whatif", "whatif_*", "findings", "fusion", "fusion_*", "capturable")),
     (4, ("workload", "state", "capture", "sources", "wrapper_lines", "variants", "variant_*", "probes", "observe")),
     (4, ("ticks", "tick_cost", "op_graph", "op_roles", "inductor_kernels")),
     (
@@ -65,7 +66,9 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "known_values",
             "op_facts",
             "sdpa_policy",
+            "target_ops",
             "fake_step",
+            "step_whatif",
         ),
     ),
     (6, ("stages", "pipeline", "supervisor")),
