@@ -1,4 +1,4 @@
-"""Small C sources of this package, built on first use with the system's compiler and cached by what they say."""
+"""Small C and C++ sources of this package, built on first use with the system's compiler and cached by content."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from taxbreak_fx.errors import MeasurementError
 SOURCES = Path(__file__).parent / "csrc"
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O2", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-Wall", "-Wextra")
+CPP_COMPILERS = ("c++", "g++", "clang++")
+CPP_FLAGS = ("-O1", "-std=c++20", "-shared", "-fPIC")
 _BUILD_TIMEOUT_S = 60.0
 
 
@@ -34,21 +36,37 @@ def library_path(name: str) -> Path:
 
     Raises ``MeasurementError`` when there is no compiler or it refuses the source.
     """
-    source = SOURCES / f"{name}.c"
-    digest = hashlib.sha256(source.read_bytes() + " ".join((*FLAGS, platform.machine())).encode()).hexdigest()[:16]
-    target = _cache() / f"{name}-{digest}.so"
+    return _built(SOURCES / f"{name}.c", COMPILERS, (*FLAGS, "-ldl"), "")
+
+
+def cpp_library_path(name: str, include: Path, libraries: Path, link: str, version: str) -> Path:
+    """Where the library of ``csrc/NAME.cpp`` lies, built against another package's headers and its library ``link``.
+
+    ``version``: of that package; another one has another build.  Raises ``MeasurementError`` as ``library_path`` does.
+    """
+    options = (*CPP_FLAGS, f"-I{include}", f"-L{libraries}", f"-l{link}")
+    return _built(SOURCES / f"{name}.cpp", CPP_COMPILERS, options, version)
+
+
+def _built(source: Path, compilers: tuple[str, ...], options: tuple[str, ...], version: str) -> Path:
+    said = " ".join((*options, version, platform.machine())).encode()
+    digest = hashlib.sha256(source.read_bytes() + said).hexdigest()[:16]
+    target = _cache() / f"{source.stem}-{digest}.so"
     if not target.exists():
-        _build(source, target)
+        _build(source, target, compilers, options)
     return target
 
 
-def _build(source: Path, target: Path) -> None:
-    compiler = next((path for path in map(shutil.which, COMPILERS) if path), None)
+def _build(source: Path, target: Path, compilers: tuple[str, ...], options: tuple[str, ...]) -> None:
+    compiler = next((path for path in map(shutil.which, compilers) if path), None)
     if compiler is None:
-        raise MeasurementError(f"no C compiler ({', '.join(COMPILERS)}) to build {source.name}; install one")
+        language = "C++" if source.suffix == ".cpp" else "C"
+        raise MeasurementError(f"no {language} compiler ({', '.join(compilers)}) to build {source.name}; install one")
     # Built beside its place and moved there: two processes may build at once, and neither may load half a file.
     partial = target.with_suffix(f".{os.getpid()}")
-    command = [compiler, *FLAGS, "-o", str(partial), str(source), "-ldl"]
+    # Libraries stand behind the source that needs them.
+    flags, libraries = [o for o in options if o[:2] != "-l"], [o for o in options if o[:2] == "-l"]
+    command = [compiler, *flags, "-o", str(partial), str(source), *libraries]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

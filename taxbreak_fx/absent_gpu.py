@@ -1,0 +1,104 @@
+"""A GPU that is not there: what is known of it, and what torch must not ask a driver for while it is pretended."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from taxbreak_fx.errors import DeviceError, UsageError
+from taxbreak_fx.native import cpp_library_path
+
+
+@dataclass(frozen=True)
+class AbsentGpu:
+    """What ``torch.cuda.get_device_properties`` says of a GPU, under torch's names; sizes in bytes."""
+
+    name: str
+    major: int
+    minor: int
+    multi_processor_count: int
+    total_memory: int
+    regs_per_multiprocessor: int
+    max_threads_per_multi_processor: int
+    max_threads_per_block: int
+    warp_size: int
+    shared_memory_per_block: int
+    shared_memory_per_block_optin: int
+    shared_memory_per_multiprocessor: int
+    L2_cache_size: int
+    gcnArchName: str = ""
+    is_integrated: bool = False
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Compute capability."""
+        return self.major, self.minor
+
+
+# NVIDIA's H200 datasheet (memory), H100/H200 white paper (SMs, L2) and the CUDA C++ programming guide's table for
+# compute capability 9.0 (the rest).
+H200 = AbsentGpu(
+    name="NVIDIA H200",
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    total_memory=141_000_000_000,
+    regs_per_multiprocessor=65_536,
+    max_threads_per_multi_processor=2048,
+    max_threads_per_block=1024,
+    warp_size=32,
+    shared_memory_per_block=49_152,
+    shared_memory_per_block_optin=232_448,
+    shared_memory_per_multiprocessor=233_472,
+    L2_cache_size=60 * 2**20,
+)
+GPUS = {"h200": H200}
+
+
+def gpu(target: str) -> AbsentGpu:
+    """The GPU of that name.  Raises ``UsageError`` for one that is not known."""
+    if target not in GPUS:
+        raise UsageError(f"no GPU {target!r} to pretend; known: {', '.join(GPUS)}")
+    return GPUS[target]
+
+
+@functools.cache
+def stand_in_guard() -> ctypes.CDLL | None:
+    """Give a torch without CUDA the device guard that fake CUDA tensors need; None for one with CUDA, which has it.
+
+    It stays for the life of the process.  Raises ``MeasurementError`` when it cannot be built.
+    """
+    if torch.backends.cuda.is_built():
+        return None
+    root = Path(torch.__file__).parent
+    library = cpp_library_path("absent_cuda", root / "include", root / "lib", "c10", torch.__version__)
+    return ctypes.CDLL(str(library))
+
+
+@contextlib.contextmanager
+def pretending(target: AbsentGpu) -> Iterator[FakeTensorMode]:
+    """Tensors made inside are fake, on ``cuda`` too; what eager code asks of the GPU is answered for ``target``.
+
+    Raises ``DeviceError`` where a real CUDA device would answer instead, ``MeasurementError`` when this torch needs a
+    device guard that cannot be built.
+    """
+    if torch.cuda.is_available():
+        raise DeviceError("a CUDA device is visible where one is to be pretended: hide it with CUDA_VISIBLE_DEVICES=")
+    stand_in_guard()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with contextlib.ExitStack() as stack:
+        for name, answer in (
+            ("get_device_capability", target.capability),  # grouped_mm asks
+            ("mem_get_info", (target.total_memory, target.total_memory)),  # models asks before it builds
+        ):
+            stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
+        stack.enter_context(mode)
+        yield mode
