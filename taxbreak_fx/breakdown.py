@@ -29,6 +29,7 @@ from taxbreak_fx.model import Breakdown, FamilyReplay, Status, Variant
 from taxbreak_fx.nodes import cuda_nodes, device_sum_us
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Recording, Trace
+from taxbreak_fx.timeline_store import stored
 
 UNCOMPILED = ("eager", "eager-graph")
 NOTED_DRIFT = 1.15  # beyond the 12.6 % (CV) by which T_host varied over ten processes of a 2-core CPU
@@ -53,6 +54,7 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
     else:
         laid = _decompose_cuda(draft, eager)
     draft.fields["exposed"] = exposed_of(laid, draft.fields["t_wall_us"].median)
+    draft.fields["timeline"] = None if isinstance(laid, str) else stored(laid.timeline)
     return draft.finish()
 
 

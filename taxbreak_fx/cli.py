@@ -6,24 +6,41 @@ import io
 import math
 import os
 import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from taxbreak_fx import __version__, schema
+from taxbreak_fx.cli_common import (
+    HTML_FILE,
+    INTERRUPTED_NOTE,
+    MARKDOWN_FILE,
+    MODEL_HELP,
+    REVIEW_FILE,
+    Batch,
+    Cache,
+    Dtype,
+    Implementation,
+    Phase,
+    Seed,
+    SeqLen,
+    TrustRemoteCode,
+    check_step,
+    check_writable,
+    complain,
+    progress,
+    render,
+    write_review,
+)
+from taxbreak_fx.cli_whatif import calibrate, fusion, whatif
 from taxbreak_fx.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     CaptureError,
     MeasurementError,
     MismatchError,
-    OutputError,
     TaxbreakError,
     UsageError,
 )
@@ -31,14 +48,7 @@ from taxbreak_fx.model import Review
 from taxbreak_fx.report.format import plain
 from taxbreak_fx.request import DEFAULT_TIMEOUT_S, ReviewRequest, check_variants
 
-if TYPE_CHECKING:
-    from taxbreak_fx.supervisor import Event
-
-# The note by which the supervisor marks a review that Ctrl-C cut short.
-INTERRUPTED_NOTE = "interrupted by the user"
-REVIEW_FILE, MARKDOWN_FILE, HTML_FILE = "review.json", "report.md", "report.html"
 PROBES = "probes"  # the model name by which verify runs its own small steps
-MIN_WIDTH, DEFAULT_WIDTH, MAX_WIDTH = 80, 100, 160
 
 # typer does not export this class, and whether it lives in click or in typer depends on typer's release.
 _COMMAND_LINE_ERROR: Any = typer.BadParameter.__base__
@@ -63,11 +73,11 @@ def main(argv: list[str] | None = None) -> int:
     except typer.Exit as done:
         return done.exit_code
     except _COMMAND_LINE_ERROR as error:
-        return _complain(f"{error.format_message().rstrip('.')}; see taxbreak --help", UsageError.exit_code)
+        return complain(f"{error.format_message().rstrip('.')}; see taxbreak --help", UsageError.exit_code)
     except TaxbreakError as error:
-        return _complain(str(error), error.exit_code)
+        return complain(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted", EXIT_INTERRUPTED)
+        return complain("interrupted", EXIT_INTERRUPTED)
 
 
 def entry() -> None:
@@ -86,11 +96,6 @@ def entry() -> None:
     sys.exit(code)
 
 
-def _complain(message: str, code: int) -> int:
-    print(f"taxbreak: {plain(' '.join(message.split()))}", file=sys.stderr)
-    return code
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"taxbreak_fx {__version__}")
@@ -106,20 +111,9 @@ def _root(
     """Where the host time of a PyTorch step goes, and what each way of compiling it removes."""
 
 
-_MODEL_HELP = "Registry name, local directory, hub id or file.py:factory."
-Phase = Annotated[Literal["prefill", "decode"], typer.Option(help="Which step.")]
-Batch = Annotated[int, typer.Option(help="Sequences per step.")]
-SeqLen = Annotated[int, typer.Option(help="Prompt length, or the position of the decode step.")]
-Dtype = Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")]
-Cache = Annotated[Literal["static", "dynamic"], typer.Option(help="KV cache of a decode step.")]
-Implementation = Annotated[str | None, typer.Option(help="As transformers names it.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that the hub model brings.")]
-Seed = Annotated[int, typer.Option(help="Of random weights and inputs.")]
-
-
 @app.command()
 def review(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     phase: Phase = "decode",
     batch: Batch = 1,
     seq_len: SeqLen = 512,
@@ -147,7 +141,7 @@ def review(
     for name, seconds in (("--timeout", timeout), ("--budget", budget)):
         if not (math.isfinite(seconds) and seconds > 0):
             raise UsageError(f"{name} must be a positive number of seconds, got {seconds:g}")
-    _check_step(model, batch, seq_len, seed)
+    check_step(model, batch, seq_len, seed)
     request = ReviewRequest(
         model=model,
         phase=phase,
@@ -166,24 +160,13 @@ def review(
         seed=seed,
     )
     folder = out if out is not None else default_folder(request)
-    _check_writable(folder)
+    check_writable(folder)
 
     from taxbreak_fx.supervisor import supervise
 
-    with _progress(quiet or not sys.stderr.isatty()) as on_event:
+    with progress(quiet or not sys.stderr.isatty()) as on_event:
         result = supervise(request, folder, on_event)
     return _deliver(result, folder, json, quiet)
-
-
-def _check_step(model: str, batch: int, seq_len: int, seed: int) -> None:
-    """Refuse, before anything is loaded, what no model's step can be."""
-    for name, value in (("--batch", batch), ("--seq-len", seq_len)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, got {value}")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed must be in 0 … 2**63 - 1, got {seed}")
-    if not model.strip():
-        raise UsageError("MODEL is empty; `taxbreak models` lists the names")
 
 
 def _variant_names(given: list[str] | None, device: str) -> tuple[str, ...]:
@@ -204,59 +187,22 @@ def default_folder(request: ReviewRequest) -> Path:
     return Path("taxbreak-out") / f"{slug}-{request.phase}-b{request.batch}-s{request.seq_len}"
 
 
-def _check_writable(folder: Path) -> None:
-    """Find out before minutes of measurement, not after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from error
-
-
-@contextmanager
-def _progress(silent: bool) -> Iterator[Any]:
-    """A function for the supervisor's events: a progress bar on stderr, or nothing."""
-    if silent:
-        yield lambda event: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=0, unit="stage", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
-
-        def show(event: Event) -> None:
-            bar.total = event.total
-            bar.n = event.done
-            bar.set_description_str(plain(f"{event.variant}: {event.stage}" if event.variant else event.stage))
-            if event.message and event.kind in ("failed", "note"):
-                bar.write(plain(f"{event.variant or event.stage}: {event.message}"), file=sys.stderr)
-            bar.refresh()
-
-        yield show
-
-
 def _deliver(result: Review, folder: Path, json: bool, quiet: bool) -> int:
     """Write the files, print the report, and turn the outcome into the exit code."""
-    from taxbreak_fx.report.html import html
-    from taxbreak_fx.report.markdown import markdown
-
-    encoded = schema.encode(result)
     try:
-        schema.write(folder / REVIEW_FILE, encoded)
-        schema.write(folder / MARKDOWN_FILE, markdown(result).encode())
-        schema.write(folder / HTML_FILE, html(result).encode())
+        write_review(result, folder)
     finally:
         # A full disk must not cost the user what was measured.
-        sys.stdout.write(encoded.decode() if json else _render(result, "text"))
+        sys.stdout.write(render(result, "json" if json else "text"))
 
     where = folder / REVIEW_FILE
     if any(INTERRUPTED_NOTE in note for note in result.notes):
         done = ", ".join(variant.name for variant in result.variants if variant.status == "ok") or "none"
-        return _complain(f"interrupted; variants done: {done}; saved in {where}", EXIT_INTERRUPTED)
+        return complain(f"interrupted; variants done: {done}; saved in {where}", EXIT_INTERRUPTED)
     eager = next((variant for variant in result.variants if variant.name == "eager"), None)
     if eager is None or eager.status != "ok":
         state = "is not in the review" if eager is None else f"{eager.status}: {eager.reason}"
-        return _complain(f"eager {state}; there is nothing to compare with (see {where})", CaptureError.exit_code)
+        return complain(f"eager {state}; there is nothing to compare with (see {where})", CaptureError.exit_code)
     if not quiet:
         print(f"taxbreak: wrote {plain(str(where))}, {MARKDOWN_FILE}, {HTML_FILE}", file=sys.stderr)
     return EXIT_OK
@@ -264,7 +210,7 @@ def _deliver(result: Review, folder: Path, json: bool, quiet: bool) -> int:
 
 @app.command()
 def verify(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL_HELP} {PROBES}: taxbreak's own small steps.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL_HELP} {PROBES}: taxbreak's own small steps.")],
     phase: Phase = "decode",
     batch: Batch = 1,
     seq_len: SeqLen = 512,
@@ -280,7 +226,7 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, not tables.")] = False,
 ) -> int:
     """Compare the library predicted for each op of one eager step with the library calls observed on the GPU."""
-    _check_step(model, batch, seq_len, seed)
+    check_step(model, batch, seq_len, seed)
     from taxbreak_fx.models import load
     from taxbreak_fx.verify import require_cuda, verify_steps, verify_workload
     from taxbreak_fx.verify_probes import probe_steps
@@ -313,31 +259,18 @@ def verify(
     return EXIT_OK
 
 
+for command in (calibrate, fusion, whatif):
+    app.command()(command)
+
+
 @app.command()
 def show(
     path: Annotated[Path, typer.Argument(metavar="REVIEW_JSON", help="A saved review.json.")],
     format: Annotated[Literal["text", "markdown", "html", "json"], typer.Option(help="Of the output.")] = "text",
 ) -> int:
     """Print a saved review."""
-    sys.stdout.write(_render(schema.load(path), format))
+    sys.stdout.write(render(schema.load(path), format))
     return EXIT_OK
-
-
-def _render(result: Review, format: Literal["text", "markdown", "html", "json"]) -> str:
-    if format == "json":
-        return schema.encode(result).decode()
-    if format == "markdown":
-        from taxbreak_fx.report.markdown import markdown
-
-        return markdown(result)
-    if format == "html":
-        from taxbreak_fx.report.html import html
-
-        return html(result)
-    from taxbreak_fx.report.text import terminal
-
-    width = shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns if sys.stdout.isatty() else DEFAULT_WIDTH
-    return terminal(result, min(max(width, MIN_WIDTH), MAX_WIDTH))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from taxbreak_fx.machine import Machine
 from taxbreak_fx.record import Interval, Measured, Record, check_sum
+from taxbreak_fx.step_timeline import StepTimeline
 
 SCHEMA_VERSION = "2.1.0"
 
@@ -238,12 +239,31 @@ class Exposed(Measured, frozen=True, kw_only=True):
         return cls(unmeasured=dict.fromkeys(cls.MEASUREMENTS, reason), **nothing)
 
 
+class Prediction(Record, frozen=True, kw_only=True):
+    """What a predicted variant follows from, and how it was checked.
+
+    ``base``: the variant whose timeline was changed; ``changes``: what was changed, in the order in which it was.
+    ``base_error``: simulated ÷ measured T_wall of the base − 1, before anything was changed.  ``wall_change`` and
+    ``orchestration_change`` (null where a term of it is): predicted ÷ base − 1.  ``measured_as``: the measured variant
+    that did run so, where the review has one; ``error``: predicted ÷ its measured T_wall − 1.
+    """
+
+    base: str
+    changes: list[str]
+    base_error: float
+    wall_change: float
+    orchestration_change: float | None
+    measured_as: str | None = None
+    error: float | None = None
+
+
 class Variant(Measured, frozen=True, kw_only=True):
-    """One way of running the step, measured.
+    """One way of running the step, measured, or predicted (``origin``) from a measured one.
 
     Counts are per step.  ``launches`` are kernel- and graph-launch API calls (M), ``graph_launches`` those of them
     that launch a graph, ``memops`` device copies and fills.  ``device_active_us`` is the union of device activity,
     ``device_sum_us`` the sum.  ``exposed`` is null where the variant was not measured, and in files before 2.1.
+    ``timeline``: what ``exposed`` was simulated from; null where there is none.
     """
 
     MEASUREMENTS = (
@@ -266,6 +286,7 @@ class Variant(Measured, frozen=True, kw_only=True):
     )
 
     name: str
+    origin: Origin = "measured"
     status: Status
     reason: str | None = None
     notes: list[str] = []
@@ -287,6 +308,8 @@ class Variant(Measured, frozen=True, kw_only=True):
     output_check: OutputCheck | None = None
     breakdown: Breakdown | None
     exposed: Exposed | None = None
+    timeline: StepTimeline | None = None
+    prediction: Prediction | None = None
     nodes: list[Node] = []
     replay: list[FamilyReplay] = []
 
@@ -332,6 +355,9 @@ class Comparison(Measured, frozen=True, kw_only=True):
     ``ratio_confidence`` is that of its interval: reviews of version 1 had the median with 0.95.
 
     ``breakeven_steps``: steps after which the variant's build time is repaid by the wall time it saves.
+
+    Where the variant was predicted (``origin``) the interval is as wide as the simulation's error on the step that was
+    changed, which is no confidence: ``ratio_confidence`` is 0.
     """
 
     MEASUREMENTS = (
@@ -347,6 +373,7 @@ class Comparison(Measured, frozen=True, kw_only=True):
 
     base: str
     variant: str
+    origin: Origin = "measured"
     removed: Removed
     wall_ratio: Interval | None
     hdbi_before: float | None

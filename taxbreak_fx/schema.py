@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ OLDER = "not measured by the version that made this review"
 _UPGRADED_MAJOR = 1
 OLDER_CONFIDENCE = 0.95  # of the intervals of wall ratios in version 1
 _EDITED = "is damaged or was edited; review the model again"
+_TIMELINE = re.compile(rb'^( +)("timeline": )(\{\n.*?^\1\})', re.DOTALL | re.MULTILINE)
 # The records of a version-1 file that have gained measurements since, or may, by the name under which a file has them.
 _MEASURED: dict[str, type[Measured]] = {
     "calibration": Calibration,
@@ -55,7 +57,7 @@ def encode(review: Review) -> bytes:
     try:
         # The way through the types is the check, and makes an int in a float's place a float.
         checked = msgspec.convert(content, Review)
-        return msgspec.json.format(msgspec.json.encode(checked), indent=2) + b"\n"
+        return _one_line_timelines(msgspec.json.format(msgspec.json.encode(checked), indent=2)) + b"\n"
     except msgspec.ValidationError as error:
         raise FormatError(f"review cannot be written: {_one_line(error)}; mend what built it") from error
     except UnicodeEncodeError as error:
@@ -154,6 +156,15 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
         if temporary.exists():
             temporary.unlink()
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def _one_line_timelines(text: bytes) -> bytes:
+    """``text`` with every timeline on its own line: one number per line would make the file several times as long.
+
+    No string of JSON holds a line break, so a line that begins like this is a field, and the first brace at its own
+    indentation closes it.
+    """
+    return _TIMELINE.sub(lambda found: found[1] + found[2] + msgspec.json.format(found[3], indent=-1), text)
 
 
 def _decode(data: bytes, name: str, kind: type[T], hint: str) -> T:

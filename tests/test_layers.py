@@ -75,12 +75,12 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (7, ("api", "known_delay", "backend", "backend_*", "models", "model_configs", "factory", "worker")),
     (7, ("absent_step", "dry_run", "dry_run_*")),
     (7, ("profile_measure", "profile_measure_*")),
-    (8, ("cli", "__main__")),
+    (8, ("cli", "cli_*", "__main__")),
 )
 # Beside the layers: reports see a finished Review and nothing that produced it.
 REPORT = ("report", "report.*")
 REPORT_MAY_IMPORT = 3
-REPORT_MAY_BE_IMPORTED_BY = ("api", "backend", "cli", "__main__")
+REPORT_MAY_BE_IMPORTED_BY = ("api", "backend", "cli", "cli_*", "__main__")
 
 # Upward imports that are allowed, inside functions only: a Review's convenience methods (save, to_markdown) reach for
 # the rooms that do the work when they are called.
@@ -88,7 +88,7 @@ LAZY_UPWARD = {"model": ("schema", *REPORT)}
 
 MAY_IMPORT_TORCH = range(4, 9)
 MAY_READ_ENVIRONMENT = ("cli", "backend", "worker")
-MAY_PRINT = ("cli", "worker", "recorders", "recorders.*", *REPORT)
+MAY_PRINT = ("cli", "cli_*", "worker", "recorders", "recorders.*", *REPORT)
 # The supervisor outlives a poisoned CUDA context because only its worker process ever loads torch or a model.
 TORCH_FREE = ("supervisor", "stages")
 

@@ -13,6 +13,7 @@ from taxbreak_fx.report import exposed
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
 from taxbreak_fx.report.library import calls_table, families_table, source_notes
+from taxbreak_fx.report.predicted import checks, predicted_table, shown_name
 from taxbreak_fx.report.tables import Column, Table, table
 
 HDBI_MEANING = "HDBI = device active / (device active + ΔFT + ΔCT + ΔKT); low = host-bound."
@@ -68,7 +69,7 @@ def variants_table(review: Review) -> Table:
         Column("equal", right=True, priority=1), Column("memory MiB", right=True, detail=True),
         Column("build s", right=True, detail=True),
     )  # fmt: skip
-    under = [f"{v.name} {v.status}: {v.reason}" for v in review.variants if v.status != "ok"]
+    under = [*checks(review), *(f"{v.name} {v.status}: {v.reason}" for v in review.variants if v.status != "ok")]
     for variant in review.variants:
         check = variant.output_check
         if variant.outputs_equal is False and check is not None:
@@ -93,11 +94,11 @@ def _other_index(review: Review) -> list[str]:
 
 def _variant_row(variant: Variant) -> list[str]:
     if variant.status != "ok":
-        return [variant.name, variant.status, *[MISSING] * 12]
+        return [shown_name(variant), variant.status, *[MISSING] * 12]
     terms, noise = variant.breakdown, _noise_us(variant.t_wall_us)
     memory = None if variant.peak_memory_bytes is None else round(variant.peak_memory_bytes / 2**20)
     return [
-        variant.name,
+        shown_name(variant),
         fmt.interval(variant.t_wall_us, 1e-3),
         fmt.ms(None if variant.t_host_us is None else variant.t_host_us.median),
         fmt.ms(variant.device_active_us),
@@ -121,7 +122,7 @@ def removed_table(review: Review, base: str | None = None) -> Table | None:
     shown = compared(review, base)
     if not shown:
         return None
-    levels = " or ".join(dict.fromkeys(f"{100 * c.ratio_confidence:.4g} %" for c in shown))
+    levels = " or ".join(dict.fromkeys(_level(c) for c in shown))
     columns = (
         Column("variant"), Column("base", detail=True), Column("ΔFT", right=True),
         Column("ΔCT", right=True, priority=3), Column("ΔKT", right=True, priority=2),
@@ -135,6 +136,10 @@ def removed_table(review: Review, base: str | None = None) -> Table | None:
     under = [f"{c.variant} is worse than {c.base} in: {', '.join(c.worse)}" for c in shown if c.worse]
     title = plain(f"Removed {against}(ms per step; negative = added)")
     return table(title, columns, [_removed_row(c) for c in shown], under)
+
+
+def _level(comparison: Comparison) -> str:
+    return f"{100 * comparison.ratio_confidence:.4g} %" if comparison.origin == "measured" else "simulation error"
 
 
 def compared(review: Review, base: str | None) -> list[Comparison]:
@@ -335,9 +340,9 @@ def near_zero_note(tables: Sequence[Table]) -> list[str]:
 def page(review: Review, ops: int = 25) -> tuple[list[Table], list[str]]:
     """All tables and notes of a full page (markdown, html)."""
     optional = (
-        removed_table(review), ops_table(review, ops), parts_table(review), exposed.exposed_table(review),
-        exposed.waterfall_table(review), *exposed.costs_table(review, ops), families_table(review),
-        calls_table(review), graphs_table(review), launch_table(review), replay_table(review),
+        removed_table(review), predicted_table(review), ops_table(review, ops), parts_table(review),
+        exposed.exposed_table(review), exposed.waterfall_table(review), *exposed.costs_table(review, ops),
+        families_table(review), calls_table(review), graphs_table(review), launch_table(review), replay_table(review),
     )  # fmt: skip
     tables = [variants_table(review), *(table for table in optional if table is not None)]
     notes = [HDBI_MEANING, TERMS_MEANING, *other_notes(review), *missing_notes(review, None, top_nodes(review, ops)[1])]

@@ -27,7 +27,7 @@ def host_us(exposed: Exposed | None) -> float | None:
 
 def accuracy(review: Review) -> list[str]:
     """What the column means, and how far the simulated T_wall is off the measured one."""
-    shown = [f"{name} {_percent(exposed.error)}" for name, exposed in simulated(review)]
+    shown = [f"{name} {_percent(exposed.error)}" for name, exposed in simulated(review) if exposed.error is not None]
     return [f"{MEANING}; simulated wall off by {', '.join(shown)}"] if shown else []
 
 

@@ -1,0 +1,175 @@
+"""The commands that predict, and the one that measures what predictions need: calibrate, fusion, whatif."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from taxbreak_fx import schema
+from taxbreak_fx.cli_common import (
+    INTERRUPTED_NOTE,
+    MODEL_HELP,
+    Batch,
+    Cache,
+    Dtype,
+    Implementation,
+    Phase,
+    Seed,
+    SeqLen,
+    TrustRemoteCode,
+    check_step,
+    check_writable,
+    complain,
+    progress,
+    render,
+    width,
+    write_review,
+)
+from taxbreak_fx.errors import EXIT_INTERRUPTED, EXIT_OK, OutputError, UsageError
+from taxbreak_fx.report.format import plain
+from taxbreak_fx.request import ReviewRequest
+
+
+def calibrate(
+    out: Annotated[Path, typer.Option(metavar="PROFILE_JSON", help="File of the profile; replaced if it exists.")],
+    budget: Annotated[float, typer.Option(help="Seconds after which nothing new is begun.")] = 260.0,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="auto: cuda where there is one.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="Of the profile; default: the device's.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no closing line on stderr.")] = False,
+) -> int:
+    """Measure what host work, launches and kernels cost here, for predictions elsewhere."""
+    if not (math.isfinite(budget) and budget > 0):
+        raise UsageError(f"--budget must be a positive number of seconds, got {budget:g}")
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UsageError(f"--name {name!r} is no name: use letters, digits, dots, dashes and underscores")
+    if out.is_dir():
+        raise OutputError(f"--out {out} is a folder: name a file in it, {out / 'profile.json'}")
+    check_writable(out.parent)
+    from taxbreak_fx import hardware
+    from taxbreak_fx.models import resolve_device
+    from taxbreak_fx.profile_measure import measure_profile
+    from taxbreak_fx.profile_measure_text import profile_text
+
+    target = resolve_device(device)
+    if target == "cpu":
+        print("taxbreak: no CUDA device is used: only the parts of the host are measured", file=sys.stderr)
+    with progress(quiet or not sys.stderr.isatty()) as on_event:
+        profile = measure_profile(target, name, budget, on_event)
+    try:
+        hardware.save(profile, out)
+    finally:
+        sys.stdout.write(profile_text(profile))
+    if INTERRUPTED_NOTE in profile.notes:
+        return complain(f"interrupted; what was measured is saved in {out}", EXIT_INTERRUPTED)
+    if not quiet:
+        print(f"taxbreak: wrote {plain(str(out))}", file=sys.stderr)
+    return EXIT_OK
+
+
+def fusion(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    phase: Phase = "decode",
+    batch: Batch = 1,
+    seq_len: SeqLen = 512,
+    dtype: Dtype = "bfloat16",
+    cache: Cache = "static",
+    attn_implementation: Implementation = None,
+    experts_implementation: Implementation = None,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="auto: cuda where there is one.")] = "auto",
+    review: Annotated[
+        Path | None, typer.Option(metavar="REVIEW_JSON", help="A review of the same step, to price the ops by.")
+    ] = None,
+    inductor: Annotated[bool, typer.Option(help="Compile the step, and compare with what Inductor fuses.")] = False,
+    top: Annotated[int, typer.Option(help="Rows of groups, of misses and of blockers to print.")] = 10,
+    trust_remote_code: TrustRemoteCode = False,
+    seed: Seed = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the whole document as JSON, not tables.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> int:
+    """What fusing ops, and capturing the step in CUDA graphs, could save; needs no GPU, times nothing."""
+    check_step(model, batch, seq_len, seed)
+    if top < 1:
+        raise UsageError(f"--top must be at least 1, got {top}")
+    priced = None if review is None else schema.load(review)
+    from taxbreak_fx.models import load, resolve_device
+    from taxbreak_fx.report.fusion import fusion_text
+    from taxbreak_fx.step_whatif import record_step
+    from taxbreak_fx.whatif_fusion import encode, fusion_whatif
+    from taxbreak_fx.whatif_prices import eager_of
+
+    target = resolve_device(device)
+    request = ReviewRequest(
+        model=model,
+        phase=phase,
+        batch=batch,
+        seq_len=seq_len,
+        dtype=dtype,
+        cache=cache,
+        attn_implementation=attn_implementation,
+        experts_implementation=experts_implementation,
+        device=target,
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+    )
+    with progress(quiet or not sys.stderr.isatty()) as on_event:
+        stages = _Stages(on_event, ("load", "eager", "dynamo", *(("inductor",) if inductor else ())))
+        stages.begin("load")
+        workload = load(request, target)
+        if priced is not None:
+            eager_of(priced, workload.model, workload.step)  # before the minutes that a compiler may take
+        recorded = record_step(workload, inductor, stages.begin)
+    found = fusion_whatif(recorded, priced)
+    sys.stdout.write(encode(found).decode() if json else fusion_text(found, top, width()))
+    return EXIT_OK
+
+
+class _Stages:
+    """Tells a progress bar which of a few named stages begins."""
+
+    def __init__(self, on_event: Any, names: tuple[str, ...]) -> None:
+        self._on_event, self._names = on_event, names
+
+    def begin(self, stage: str) -> None:
+        """``stage`` begins; those before it are done."""
+        from taxbreak_fx.supervisor import Event
+
+        done = self._names.index(stage)
+        self._on_event(Event(kind="start", stage=stage, variant=None, message="", done=done, total=len(self._names)))
+
+
+def whatif(
+    path: Annotated[
+        Path, typer.Argument(metavar="REVIEW_JSON", help="A saved review.json, measured on a CUDA device.")
+    ],
+    cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="The step as CUDA graphs.")] = False,
+    cpu_speed: Annotated[
+        float | None, typer.Option(metavar="FACTOR", help="A host so many times as fast: 1.2, or 0.8 for a slower one.")
+    ] = None,
+    no_guards: Annotated[bool, typer.Option("--no-guards", help="Compiled variants without their guards.")] = False,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="To change; repeated for more; default: all that this is about."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for review.json, report.md, report.html.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the review as JSON, not as text.")] = False,
+) -> int:
+    """Predict from a saved review what its step would take in CUDA graphs, on another host, or without guards."""
+    from taxbreak_fx.whatif import Change, check
+    from taxbreak_fx.whatif import whatif as predict
+
+    change = Change(no_guards=no_guards, cuda_graph=cuda_graph, cpu_speed=cpu_speed)
+    check(change)
+    result = predict(schema.load(path), change, variant or (), str(path))
+    if out is not None:
+        check_writable(out)
+    try:
+        if out is not None:
+            write_review(result, out)
+    finally:
+        sys.stdout.write(render(result, "json" if json else "text"))
+    return EXIT_OK
