@@ -379,5 +379,7 @@ def test_tensors_are_those_taken_and_returned() -> None:
     assert tensors_of(aten.addmm.default, (x, x, x), {"beta": 1}) == 4
     assert tensors_of(aten.cat.default, ([x, x, x],), {}) == 4
     assert tensors_of(aten.native_layer_norm.default, (x, [2], None, None, 1e-5), {}) == 4
-    assert tensors_of(aten._scaled_dot_product_flash_attention.default, (x, x, x), {}) == 10  # two lengths are no tensors
+    assert (
+        tensors_of(aten._scaled_dot_product_flash_attention.default, (x, x, x), {}) == 10
+    )  # two lengths are no tensors
     assert tensors_of(torch.add, (x, 1), {}) == 2
