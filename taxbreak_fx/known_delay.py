@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import msgspec
@@ -40,10 +40,9 @@ from taxbreak_fx.workload import Workload
 SPIN_US = 20.0
 BLOCKS = 10  # spins per step: one in each block's forward, guard, product or launch
 TOLERANCE = 0.1
-MIN_PAIRS, MAX_PAIRS = 4, 8
-ENOUGH = 0.03  # standard error of the target's share at which no more pairs are needed
+MIN_PAIRS, MAX_PAIRS = 4, 20
+ENOUGH = 0.025  # standard error of every share at which no more pairs are needed
 BUDGET_S = 0.15
-STEADY, TRIES = 0.04, 5  # relative change of the host's speed between the pairs and the guards; how often to try again
 
 Place = Literal["module", "guard", "library", "launch"]
 TARGETS: dict[Place, tuple[str, str]] = {
@@ -109,12 +108,12 @@ def known_delay(place: Place, device: Literal["cpu", "cuda"]) -> Delay:
             order = (False, True) if len(differences) % 2 else (True, False)
             found = {on: measure.terms(on) for on in order}
             flip(False)
-            differences.append(_shares(*found[True], *found[False]))
-            shares = [difference[target] for difference in differences if target in difference]
-            error = statistics.stdev(shares) / len(shares) ** 0.5 if len(shares) > 1 else 1.0
-            if len(differences) >= MIN_PAIRS and error < ENOUGH:
+            differences.append(_shares(found[True], found[False]))
+            names = set.intersection(*(set(difference) for difference in differences))
+            if len(differences) >= MIN_PAIRS and all(
+                statistics.stdev(d[name] for d in differences) < ENOUGH * len(differences) ** 0.5 for name in names
+            ):
                 break
-    names = set.intersection(*(set(difference) for difference in differences))
     if target not in names:
         raise MeasurementError(f"{target} of {variant} was not measured: {measure.reason(target)}")
     return Delay(
@@ -127,16 +126,31 @@ def known_delay(place: Place, device: Literal["cpu", "cuda"]) -> Delay:
     )
 
 
-def _shares(
-    with_us: dict[str, float], base_us: float, without_us: dict[str, float], other_us: float
-) -> dict[str, float]:
+class _Terms(NamedTuple):
+    """The terms of T_host and eager's T_host meanwhile, microseconds; ``guards_scale``: by what guards, which are
+    measured beside other steps, were brought to the speed of these."""
+
+    us: dict[str, float]
+    base_us: float
+    guards_scale: float
+
+
+def _shares(spun: _Terms, plain: _Terms) -> dict[str, float]:
     """What each term gained, as a share of what was injected.
 
-    Between the two measurements the host may have changed its speed, a spin's length does not: the terms without the
-    spin are brought to the speed of the others by the steps without it that were interleaved with both.
+    Between the two measurements the host may have changed its speed, a spin's length does not.  So the terms without
+    the spin are brought to the speed of the others by the steps without it that were interleaved with both, and a spin
+    among the guards came out scaled with them: as much is taken from ``guards``, and ``frame``, which is what surrounds
+    the graph less the guards, gets it back.
     """
-    names = with_us.keys() & without_us.keys()
-    return {name: (with_us[name] - without_us[name] * base_us / other_us) / (SPIN_US * BLOCKS) for name in names}
+    injected = SPIN_US * BLOCKS
+    names = spun.us.keys() & plain.us.keys()
+    shares = {name: (spun.us[name] - plain.us[name] * spun.base_us / plain.base_us) / injected for name in names}
+    if "guards" in shares:
+        scaled = shares["guards"] * (1 - 1 / spun.guards_scale)
+        shares["guards"] -= scaled
+        shares["frame"] += scaled
+    return shares
 
 
 class _Bench(Bench):
@@ -179,19 +193,12 @@ class _Measurement:
             reasons = {} if floor.t_sys_us else {"t_sys_us": floor.failure or "not measured"}
             self._calibration = msgspec.structs.replace(self._calibration, t_sys_us=floor.t_sys_us, unmeasured=reasons)
 
-    def terms(self, on: bool) -> tuple[dict[str, float], float]:
-        """Every term of T_host (launch, ΔCT, T_wait, parts of ΔFT) and eager's T_host meanwhile, in microseconds."""
+    def terms(self, on: bool) -> _Terms:
+        """Every term of T_host (launch, ΔCT, T_wait, parts of ΔFT), with the spin or without."""
         self._bench.on = on
-        for _ in range(TRIES):
-            timing = time_variant(self._bench, self._variant, self._reference)
-            if self._variant == "eager":
-                frame = None
-                break
-            self._flip(on)  # the backends of the next line know no bench
-            frame = measure_frame(self._bench)
-            # Guards are brought to the speed of the pairs, but a spin is as long at any speed.
-            if abs(statistics.median(timing.base_host_us) / frame.eager_us - 1) < STEADY:
-                break
+        timing = time_variant(self._bench, self._variant, self._reference)
+        self._flip(on)  # the backends of the next line know no bench
+        frame = measure_frame(self._bench) if self._variant != "eager" else None
         recording = Recording(
             variant=self._variant,
             device=self._device,
@@ -206,7 +213,8 @@ class _Measurement:
         assert breakdown is not None, self._last.reason
         found = {"launch": self._last.launch_us, "ct": breakdown.ct_us, "wait": self._last.t_wait_us}
         terms = {name: us for name, us in (found | dict(breakdown.ft_parts)).items() if us is not None}
-        return terms, statistics.median(timing.base_host_us)
+        base_us = statistics.median(timing.base_host_us)
+        return _Terms(terms, base_us, 1.0 if frame is None else base_us / frame.eager_us)
 
     def reason(self, term: str) -> str:
         """Why a term of the last measurement is null."""
