@@ -19,7 +19,8 @@ from taxbreak_fx.breakdown_library import LibraryTerm
 from taxbreak_fx.draft import Draft
 from taxbreak_fx.kinds import is_wrapper_line, kernel_kind, site_kind
 from taxbreak_fx.machine import Calibration
-from taxbreak_fx.model import Exposed, SourceLine
+from taxbreak_fx.model import Exposed
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.recording import Activity, Trace
 from taxbreak_fx.timeline import Floors, Item, Piece, Simulator, Sync, Timeline, Work, launch_latency
 

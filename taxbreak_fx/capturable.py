@@ -15,8 +15,7 @@ from typing import Literal, get_args
 import msgspec
 
 from taxbreak_fx.errors import UsageError
-from taxbreak_fx.model import SourceLine
-from taxbreak_fx.record import Measured, Record
+from taxbreak_fx.record import Measured, Record, SourceLine
 from taxbreak_fx.step_graph import Break, Op, StepGraph, StepInput
 
 BlockerKind = Literal[

@@ -23,8 +23,8 @@ from taxbreak_fx.dry_run_patches import check_version, pretended_to_inductor
 from taxbreak_fx.errors import CaptureError, TaxbreakError
 from taxbreak_fx.factory import first_line
 from taxbreak_fx.fake_step import needs_data
-from taxbreak_fx.model import SourceLine
 from taxbreak_fx.predicted import DryRun, PlannedGraph
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.request import ReviewRequest
 from taxbreak_fx.sdpa_policy import SDPA, attend
 from taxbreak_fx.sources import foreign

@@ -17,9 +17,9 @@ from taxbreak_fx import state
 from taxbreak_fx.capture import EagerRecorder, OpRecorder, RecordedSite, main_dtype, signature
 from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.known_values import KnownValues
-from taxbreak_fx.model import SourceLine
 from taxbreak_fx.op_facts import device_of, flops, launches, tensors_of, traffic
 from taxbreak_fx.predicted import FakeOp
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.recording import Site
 from taxbreak_fx.sdpa_policy import SDPA_OP, attend
 from taxbreak_fx.target_ops import TargetOps

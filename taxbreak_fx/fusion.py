@@ -17,8 +17,7 @@ from typing import Literal
 import msgspec
 
 from taxbreak_fx.fusion_search import Code, Groups, Refusal, Rules
-from taxbreak_fx.model import SourceLine
-from taxbreak_fx.record import Measured, Record
+from taxbreak_fx.record import Measured, Record, SourceLine
 from taxbreak_fx.step_graph import HostCost, Op, StepGraph, producers
 
 EndCode = Code | Literal["result", "last"]

@@ -10,23 +10,17 @@ import math
 import os
 from typing import Any, Literal
 
+from taxbreak_fx.finding import Finding
 from taxbreak_fx.machine import Machine
-from taxbreak_fx.record import Interval, Measured, Record, check_sum
+from taxbreak_fx.record import Interval, Measured, Record, SourceLine, check_sum
 from taxbreak_fx.step_timeline import StepTimeline
 
-SCHEMA_VERSION = "2.1.0"
+SCHEMA_VERSION = "2.2.0"
 
 Origin = Literal["measured", "predicted", "ingested"]
 Status = Literal["ok", "failed", "skipped"]
 KtSource = Literal["untraced", "traced", "traced, bounded"]
 Phase = Literal["prefill", "decode", "forward"]
-
-
-class SourceLine(Record, frozen=True, kw_only=True):
-    """A line of the model author's code (the first frame outside torch)."""
-
-    file: str
-    line: int
 
 
 class Classification(Record, frozen=True, kw_only=True):
@@ -398,7 +392,10 @@ class GraphInfo(Record, frozen=True, kw_only=True):
 
 
 class Review(Record, frozen=True, kw_only=True):
-    """The finished analysis of one model and step: all that reports see, and the content of ``review.json``."""
+    """The finished analysis of one model and step: all that reports see, and the content of ``review.json``.
+
+    ``findings``: the most costly first; none in files before 2.2.
+    """
 
     schema_version: str = SCHEMA_VERSION
     tool_version: str
@@ -410,6 +407,7 @@ class Review(Record, frozen=True, kw_only=True):
     variants: list[Variant]
     comparisons: list[Comparison]
     graphs: list[GraphInfo] = []
+    findings: list[Finding] = []
     notes: list[str] = []
 
     def variant(self, name: str) -> Variant:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from taxbreak_fx.kinds import is_wrapper_line, kernel_kind, short_kernel, site_kind, site_op
 from taxbreak_fx.matching import TIERS, site_tier
-from taxbreak_fx.model import Classification, Node, SourceLine
+from taxbreak_fx.model import Classification, Node
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.recording import Activity, InSitu, ReplayTrace, Site, Timing, Trace
 
 # How a dispatch cost was found on the CPU device, best first.

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from taxbreak_fx.model import SourceLine
 from taxbreak_fx.probes import ClockProbe, Probe
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.sources import node_module_path, node_source
 from taxbreak_fx.ticks import Spot, Ticks, innermost_spot
 from taxbreak_fx.wrapper_lines import Origins

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from taxbreak_fx.model import SourceLine, StepInfo
-from taxbreak_fx.record import Record
+from taxbreak_fx.model import StepInfo
+from taxbreak_fx.record import Record, SourceLine
 from taxbreak_fx.recording import Site
 
 

@@ -57,6 +57,13 @@ class Percentiles(Record, frozen=True, kw_only=True):
     samples: int
 
 
+class SourceLine(Record, frozen=True, kw_only=True):
+    """A line of the model author's code (the first frame outside torch)."""
+
+    file: str
+    line: int
+
+
 def check_sum(name: str, parts: float, total: float) -> None:
     """Raise ``ValueError`` unless ``parts`` equals ``total`` up to float rounding."""
     if not math.isclose(parts, total, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-3):

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 from taxbreak_fx.machine import Calibration, Machine
-from taxbreak_fx.model import GraphInfo, OutputCheck, SourceLine, StepInfo
-from taxbreak_fx.record import Percentiles, Record
+from taxbreak_fx.model import GraphInfo, OutputCheck, StepInfo
+from taxbreak_fx.record import Percentiles, Record, SourceLine
 
 
 class Site(Record, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from taxbreak_fx.model import SourceLine
+from taxbreak_fx.record import SourceLine
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(__file__) + os.sep

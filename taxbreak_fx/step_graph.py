@@ -10,8 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from taxbreak_fx.model import SourceLine
-from taxbreak_fx.record import Record
+from taxbreak_fx.record import Record, SourceLine
 
 # What a generator of fused kernels can do with an op.  "row": each row of the domain is reduced and then written out in
 # full (softmax, layer norm).  "view" and "alloc" launch nothing.  "extern": nothing, it stays a call of its own.

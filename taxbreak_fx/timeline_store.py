@@ -6,7 +6,7 @@ import collections
 from collections.abc import Hashable
 from typing import TypeVar
 
-from taxbreak_fx.model import SourceLine
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.step_timeline import (
     HoldRow,
     HostRow,

@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taxbreak_fx.errors import CaptureError, UsageError
-from taxbreak_fx.model import GraphInfo, SourceLine
+from taxbreak_fx.model import GraphInfo
 from taxbreak_fx.observe import (
     EagerSites,
     GraphSwitch,
@@ -29,6 +29,7 @@ from taxbreak_fx.observe import (
     wrapper_sites,
 )
 from taxbreak_fx.probes import ClockProbe, Probe
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.sources import foreign
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.ticks import Spot, Ticks, node_spots

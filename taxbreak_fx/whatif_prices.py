@@ -16,9 +16,9 @@ import msgspec
 from taxbreak_fx.capturable import Blocker, Capture, Way
 from taxbreak_fx.errors import UsageError
 from taxbreak_fx.fusion import launching
-from taxbreak_fx.model import Node, Review, SourceLine, StepInfo, Variant
+from taxbreak_fx.model import Node, Review, StepInfo, Variant
 from taxbreak_fx.nodes import folded
-from taxbreak_fx.record import Record
+from taxbreak_fx.record import Record, SourceLine
 from taxbreak_fx.step_graph import HostCost, Op, StepGraph
 
 TERMS = ("ft_us", "ct_us", "kt_us")

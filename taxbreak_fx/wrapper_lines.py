@@ -13,7 +13,7 @@ from collections import defaultdict
 
 import torch
 
-from taxbreak_fx.model import SourceLine
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.sources import node_module_path, node_source
 
 Origin = tuple[SourceLine | None, str | None]

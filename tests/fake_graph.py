@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from taxbreak_fx.model import SourceLine
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.step_graph import Op, Operand, Role, StepGraph, StepInput
 
 ROWS, COLUMNS = 4, 8

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 from taxbreak_fx.machine import Calibration, LaunchPath
-from taxbreak_fx.model import Breakdown, OutputCheck, SourceLine, Variant
-from taxbreak_fx.record import Percentiles
+from taxbreak_fx.model import Breakdown, OutputCheck, Variant
+from taxbreak_fx.record import Percentiles, SourceLine
 from taxbreak_fx.recording import (
     Activity,
     Frame,

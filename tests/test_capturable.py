@@ -10,7 +10,7 @@ from fake_graph import FULL_BYTES, Maker
 
 from taxbreak_fx.capturable import Capture, capturable, price
 from taxbreak_fx.errors import UsageError
-from taxbreak_fx.model import SourceLine
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.step_graph import Break, StepGraph, StepInput
 
 

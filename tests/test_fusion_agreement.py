@@ -10,8 +10,9 @@ from taxbreak_fx.fusion import fusible_groups
 from taxbreak_fx.fusion_agreement import Agreement, Declined, FusedKernel, Kernels, agreement
 from taxbreak_fx.fusion_search import Rules
 from taxbreak_fx.inductor_kernels import inductor_kernels
-from taxbreak_fx.model import SourceLine, StepInfo
+from taxbreak_fx.model import StepInfo
 from taxbreak_fx.op_graph import captured_graph
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.step_graph import Break, StepGraph
 from taxbreak_fx.workload import Workload
 

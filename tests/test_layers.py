@@ -23,6 +23,7 @@ PACKAGE = ROOT / "taxbreak_fx"
 # Patterns, so that a room may be split (capture_ops) without a new row; the first that matches decides.
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("errors", "record", "machine", "model", "request", "recording", "predicted", "step_graph", "step_timeline")),
+    (0, ("finding",)),
     (1, ("families", "family_*", "hardware", "hardware_scale", "hardware_shapes", "schema", "stats")),
     (
         2,
@@ -42,7 +43,22 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "hardware_costs",
         ),
     ),
-    (3, ("compare", "whatif", "whatif_*", "findings", "fusion", "fusion_*", "capturable")),
+    (
+        3,
+        (
+            "compare",
+            "whatif",
+            "whatif_*",
+            "findings",
+            "findings_*",
+            "diff",
+            "diff_*",
+            "gates",
+            "fusion",
+            "fusion_*",
+            "capturable",
+        ),
+    ),
     (4, ("workload", "state", "capture", "sources", "wrapper_lines", "variants", "variant_*", "probes", "observe")),
     (4, ("ticks", "tick_cost", "op_graph", "op_roles", "inductor_kernels")),
     (

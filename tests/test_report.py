@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from sample_review import NO_WAIT, TOO_MANY, family, sample_review
 
-from taxbreak_fx.model import Exposed, Review, SourceLine, Variant
-from taxbreak_fx.record import Interval
+from taxbreak_fx.model import Exposed, Review, Variant
+from taxbreak_fx.record import Interval, SourceLine
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.content import page, top_nodes
 from taxbreak_fx.report.html import html

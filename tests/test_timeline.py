@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from taxbreak_fx.model import SourceLine
-from taxbreak_fx.record import Percentiles
+from taxbreak_fx.record import Percentiles, SourceLine
 from taxbreak_fx.timeline import (
     WATERFALL,
     Floors,

@@ -16,7 +16,8 @@ from taxbreak_fx import schema
 from taxbreak_fx.breakdown import decompose, from_recording
 from taxbreak_fx.breakdown_timeline import Built
 from taxbreak_fx.errors import FormatError
-from taxbreak_fx.model import Review, SourceLine
+from taxbreak_fx.model import Review
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.step_timeline import HostRow, KernelRow, StepTimeline, WorkRow
 from taxbreak_fx.timeline import Hold, Item, Sync, Timeline, simulate
 from taxbreak_fx.timeline_store import restored, stored

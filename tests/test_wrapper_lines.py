@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from taxbreak_fx.model import SourceLine
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.variants import compile_inductor
 from taxbreak_fx.wrapper_lines import Origins
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from taxbreak_fx.model import SourceLine
-from taxbreak_fx.record import Interval, Percentiles
+from taxbreak_fx.record import Interval, Percentiles, SourceLine
 
 MISSING = "–"  # not measured
 NEAR_ZERO = "≈0"

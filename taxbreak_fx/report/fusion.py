@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from taxbreak_fx.capturable import NOT_PRICED, Blocker
 from taxbreak_fx.fusion_agreement import Agreement, AgreementRow
-from taxbreak_fx.model import SourceLine
 from taxbreak_fx.nodes import folded
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
 from taxbreak_fx.report.tables import Column, Table, table
