@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from taxbreak_fx.absent_gpu import gpu, pretending
-from taxbreak_fx.fake_step import record_step
+from taxbreak_fx.fake_step import record_step, step_calls
 from taxbreak_fx.known_values import KnownValues
 from taxbreak_fx.models import load
 from taxbreak_fx.predicted import FakeStep
@@ -69,26 +69,36 @@ def absent_step(request: ReviewRequest, target: str) -> Iterator[AbsentStep]:
         yield AbsentStep(workload, known, mode)
 
 
-def record_fake_step(request: ReviewRequest, target: str = "h200") -> FakeStep:
+def record_fake_step(request: ReviewRequest, target: str = "h200", capturing: bool = False) -> FakeStep:
     """The op stream of the step that ``request`` names, as eager would run it on ``target``.
+
+    ``capturing``: as it would under capture of a CUDA graph, where models leave out what a graph cannot hold.
 
     It runs where no CUDA device is visible; ``dry_run.record_apart`` sees to that.  Raises as ``absent_step`` does, and
     ``CaptureError`` where the step needs the data of a tensor.
     """
     started = time.perf_counter()
-    with absent_step(request, target) as made:
+    with absent_step(request, target) as made, _capturing(capturing):
         sites, ops = record_step(made.workload, made.known, made.top_k)
+        modules, functions = step_calls(made.workload, made.known)
         return FakeStep(
             model=made.workload.model,
             target=gpu(target).name,
             step=made.workload.step,
             sites=sites,
             ops=ops,
+            modules=modules,
+            functions=functions,
             assumptions=list(made.known.assumptions),
             weight_bytes=made.weight_bytes,
             versions=versions(),
             seconds=time.perf_counter() - started,
         )
+
+
+def _capturing(whether: bool) -> Any:
+    """The model is told, when it asks, whether a CUDA graph is being captured."""
+    return mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: whether)
 
 
 def versions() -> dict[str, str]:

@@ -31,6 +31,7 @@ from taxbreak_fx.cli_common import (
     write_review,
 )
 from taxbreak_fx.errors import EXIT_INTERRUPTED, EXIT_OK, OutputError, UsageError
+from taxbreak_fx.hardware import Profile
 from taxbreak_fx.report.format import plain
 from taxbreak_fx.request import ReviewRequest
 
@@ -40,6 +41,10 @@ def calibrate(
     budget: Annotated[float, typer.Option(help="Seconds after which nothing new is begun.")] = 260.0,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="auto: cuda where there is one.")] = "auto",
     name: Annotated[str | None, typer.Option(help="Of the profile; default: the device's.")] = None,
+    from_review: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="REVIEW_JSON", help="Measure nothing: take the costs from this review; repeatable."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress and no closing line on stderr.")] = False,
 ) -> int:
     """Measure what host work, launches and kernels cost here, for predictions elsewhere."""
@@ -55,11 +60,14 @@ def calibrate(
     from taxbreak_fx.profile_measure import measure_profile
     from taxbreak_fx.profile_measure_text import profile_text
 
-    target = resolve_device(device)
-    if target == "cpu":
-        print("taxbreak: no CUDA device is used: only the parts of the host are measured", file=sys.stderr)
-    with progress(quiet or not sys.stderr.isatty()) as on_event:
-        profile = measure_profile(target, name, budget, on_event)
+    if from_review:
+        profile = _of_reviews(from_review, name, quiet)
+    else:
+        target = resolve_device(device)
+        if target == "cpu":
+            print("taxbreak: no CUDA device is used: only the parts of the host are measured", file=sys.stderr)
+        with progress(quiet or not sys.stderr.isatty()) as on_event:
+            profile = measure_profile(target, name, budget, on_event)
     try:
         hardware.save(profile, out)
     finally:
@@ -69,6 +77,17 @@ def calibrate(
     if not quiet:
         print(f"taxbreak: wrote {plain(str(out))}", file=sys.stderr)
     return EXIT_OK
+
+
+def _of_reviews(paths: list[Path], name: str | None, quiet: bool) -> Profile:
+    from taxbreak_fx.profile_measure_reviews import check_reviews, profile_of_reviews
+    from taxbreak_fx.profile_measure_sources import PLANNED, RECORDED, sources_of, stage
+
+    reviews = [schema.load(path) for path in paths]
+    check_reviews(reviews)  # before the minutes that the steps take
+    names = tuple(stage(number, what) for number in range(len(reviews)) for what in (RECORDED, PLANNED))
+    with progress(quiet or not sys.stderr.isatty()) as on_event:
+        return profile_of_reviews(sources_of(reviews, _Stages(on_event, names).begin), name)
 
 
 def fusion(

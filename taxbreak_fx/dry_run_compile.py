@@ -32,6 +32,9 @@ class Plan:
         self.launches: list[PlannedLaunch] = []
         self.allocations: list[PlannedAllocation] = []
         self.reused = 0
+        copied = _copied_inputs(graph)
+        self.copied = None if copied is None else len(copied)
+        self.copied_bytes = None if copied is None else sum(copied)
         for line in graph.wrapper_code.lines:
             kind = type(line).__name__
             if kind == KERNEL_LINE:
@@ -45,6 +48,19 @@ class Plan:
                 )
             elif kind == "ReuseLine":
                 self.reused += 1
+
+
+def _copied_inputs(graph: Any) -> list[int] | None:
+    """Bytes of each tensor on the GPU whose address may change from call to call: a CUDA graph must copy it in."""
+    context = torch._guards.TracingContext.try_get()
+    if context is None or context.fw_metadata is None:
+        return None
+    static = set(context.fw_metadata.static_input_indices)
+    return [
+        _bytes(value)
+        for index, value in enumerate(graph.graph_inputs.values())
+        if index not in static and hasattr(value, "get_device") and value.get_device().type == "cuda"
+    ]
 
 
 @contextlib.contextmanager
@@ -96,6 +112,7 @@ def _kernel(graph: Any, line: Any, owner: Any) -> PlannedLaunch:
         inputs=None,
         outputs=None,
         numels=numels,
+        arguments=len(line.call_args),
         read_bytes=read,
         written_bytes=written,
         origins=_origins(origin for node in nodes for origin in node.origins),
@@ -144,6 +161,7 @@ def _extern(line: Any) -> PlannedLaunch:
         inputs=_inputs(node),
         outputs=_text(node) if sized else None,
         numels={},
+        arguments=None,
         read_bytes=sum(map(_bytes, tensors)),
         written_bytes=_bytes(node) if sized else None,
         origins=_origins([node.origin_node] if node.origin_node is not None else node.origins),

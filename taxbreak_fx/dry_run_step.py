@@ -89,6 +89,8 @@ def _planned(call: Callable[..., Any], args: Any, kwargs: Any, target: str) -> l
                 launches=plan.launches,
                 allocations=plan.allocations,
                 reused=plan.reused,
+                copied=plan.copied,
+                copied_bytes=plan.copied_bytes,
                 guards=None,
             )
             for plan in plans

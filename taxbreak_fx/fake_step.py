@@ -14,6 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from taxbreak_fx import state
+from taxbreak_fx.call_counts import call_counts
 from taxbreak_fx.capture import EagerRecorder, OpRecorder, RecordedSite, main_dtype, signature
 from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.known_values import KnownValues
@@ -106,6 +107,14 @@ def record_step(workload: Workload, known: KnownValues, top_k: int | None = None
         for above, below in zip(top, low, strict=True)
     ]
     return sites, stream
+
+
+def step_calls(workload: Workload, known: KnownValues) -> tuple[int, int]:
+    """Module calls and other Python calls of one step, as ``call_counts``; where ``record_step`` can be called."""
+    with known:
+        args, kwargs, _ = _copied((workload.args, dict(workload.kwargs), workload.state))
+    with torch.no_grad(), known, TargetOps():
+        return call_counts(lambda: workload.call(*args, **kwargs))
 
 
 def _sites(workload: Workload, known: KnownValues, recorder: _Stream, composite: bool) -> list[RecordedSite]:

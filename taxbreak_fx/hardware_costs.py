@@ -137,6 +137,16 @@ def require_covered(profile: Profile, calls: Iterable[Call]) -> None:
         raise UncoveredError(_uncovered(profile, missing, "host time"))
 
 
+def activities(profile: Profile, call: Call) -> tuple[float | None, float | None]:
+    """Kernels, and copies and fills, of one call as traced, each None where the profile has none of such calls.
+
+    Looked up as ``host_us`` does: the same call, the same target, or the sum over its leaf ops.
+    """
+    found = (_of_call(profile, call, lambda entry: entry.kernels), _of_call(profile, call, lambda entry: entry.memops))
+    kernels, memops = (None if cost is None else cost.us for cost in found)
+    return kernels, memops
+
+
 def _of_call(profile: Profile, call: Call, value: Callable[[OpCost], float | None]) -> Cost | None:
     own = [(entry, us) for entry in profile.ops if entry.target == call.target and (us := value(entry)) is not None]
     same = [pair for pair in own if pair[0].ops == call.ops]
@@ -262,8 +272,8 @@ def device_us(
     ``shape`` (m, n, k) of a product and points with shapes: its time is interpolated log-log along m in each measured
     (n, k), brought to its own size by the roofline, and averaged over the ``COLUMNS`` nearest with weights 1 ÷ squared
     distance in (log n, log k).  Else: log-log between points by roofline time.  Below the smallest point its time
-    stands, since a kernel of no size has its latency; beyond the largest its efficiency stands.  Never less than
-    ``device.null_us``.
+    stands, since a kernel of no size has its latency; what goes beyond the largest is added at the best efficiency of
+    the family's points, since the largest may be no more than latency itself.  Never less than ``device.null_us``.
 
     Looked up by family, dtype and case; else by family and dtype; else another dtype of the family, the same case
     first.  Raises ``UncoveredError`` naming the family and the dtype.
@@ -282,8 +292,23 @@ def device_us(
     if shape is not None and len(shape) == 3 and shaped:
         us, nearest = _by_shape(shaped, shape, ideal, ideal_of)
         return DeviceCost(us=max(least, us), kernels=nearest.kernels, basis="shape", dtype=grid.dtype)
-    us, nearest = _by_size([(ideal_of(point), point) for point in grid.points], ideal)
+    points = [(ideal_of(point), point) for point in grid.points]
+    us, nearest = _by_size(points, min(ideal, max(at for at, _ in points)))
+    us += max(0.0, ideal - max(at for at, _ in points)) / _best(profile, family)
     return DeviceCost(us=max(least, us), kernels=nearest.kernels, basis="size", dtype=grid.dtype)
+
+
+def _best(profile: Profile, family: str) -> float:
+    """The best share of the roofline among the family's points, of any dtype and case; at most 1."""
+    return min(
+        1.0,
+        max(
+            roofline_us(profile, family, grid.dtype, point.bytes, point.flops) / point.us
+            for grid in profile.device.grids
+            if grid.family == family
+            for point in grid.points
+        ),
+    )
 
 
 def _grid(profile: Profile, family: str, dtype: str, case: str) -> FamilyGrid:

@@ -45,7 +45,8 @@ class FakeStep(Record, frozen=True, kw_only=True):
     """The eager step as ``target`` would run it: the author's calls, and the ops under them.
 
     ``assumptions``: what was taken as given because no data was there, one line each.  ``weight_bytes``: parameters
-    and buffers.  ``seconds``: what recording took.
+    and buffers.  ``modules`` and ``functions``: calls of modules and other Python functions of the author's code.
+    ``seconds``: what recording took.
     """
 
     model: str
@@ -53,6 +54,8 @@ class FakeStep(Record, frozen=True, kw_only=True):
     step: StepInfo
     sites: list[Site]
     ops: list[FakeOp]
+    modules: int
+    functions: int
     assumptions: list[str]
     weight_bytes: int
     versions: dict[str, str]
@@ -74,8 +77,9 @@ class PlannedLaunch(Record, frozen=True, kw_only=True):
     ``target`` as in the measured ``Site``: ``triton:NAME``, ``extern:mm`` or ``aten.sort.default``.  ``inputs`` of an
     extern call are a text as in ``FakeOp`` (None: a generated kernel), and so are its ``outputs`` (None also where the
     call returns several).  ``numels``: elements per dimension that a generated kernel iterates over (``xnumel``,
-    ``r0_numel``); its grid is these over a block size that Triton chooses by timing on the device.  ``read_bytes`` and
-    ``written_bytes`` follow from its loads and stores, or from the buffers that a call is given; None: not known.
+    ``r0_numel``); its grid is these over a block size that Triton chooses by timing on the device.  ``arguments``:
+    positional ones of a generated kernel's launch (None: an extern call).  ``read_bytes`` and ``written_bytes`` follow
+    from its loads and stores, or from the buffers that a call is given; None: not known.
     ``origins`` in graph order; the last stores the result.
     """
 
@@ -85,6 +89,7 @@ class PlannedLaunch(Record, frozen=True, kw_only=True):
     inputs: str | None
     outputs: str | None
     numels: dict[str, int]
+    arguments: int | None
     read_bytes: int | None
     written_bytes: int | None
     origins: list[Origin]
@@ -101,8 +106,9 @@ class PlannedAllocation(Record, frozen=True, kw_only=True):
 class PlannedGraph(Record, frozen=True, kw_only=True):
     """One graph of the compiled step.  ``ops``: call nodes of Dynamo's graph; ``break_reason``: why it ends early.
 
-    ``reused``: buffers that took over the memory of a dead one.  ``guards``: guards that Dynamo checks on every call of
-    the frame, None where that is not known.
+    ``reused``: buffers that took over the memory of a dead one.  ``copied`` and ``copied_bytes``: inputs on the GPU
+    that may change their address between calls, so that a CUDA graph copies them in.  ``guards``: guards that Dynamo
+    checks on every call of the frame.  None where that is not known.
     """
 
     compile_id: str
@@ -111,6 +117,8 @@ class PlannedGraph(Record, frozen=True, kw_only=True):
     launches: list[PlannedLaunch]
     allocations: list[PlannedAllocation]
     reused: int
+    copied: int | None
+    copied_bytes: int | None
     guards: int | None
 
     @property

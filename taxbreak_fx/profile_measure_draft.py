@@ -97,21 +97,21 @@ def assemble(draft: Draft, name: str | None) -> Profile:
         reasons |= dict.fromkeys(("launch", "graphs", "device", "libraries", *GRAPHED, *TRITON), NO_CUDA)
     return Profile(
         profile_version=PROFILE_VERSION,
-        name=name or _slug(machine),
+        name=name or slug(machine),
         origin="measured",
         date=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
         machine=machine,
         host_score=HostScore(version=SCORE_VERSION, us=statistics.median(draft.scores)),
-        launch=_numbers(LaunchCosts, "launch", _launch(draft), reasons),
+        launch=numbers(LaunchCosts, "launch", _launch(draft), reasons),
         graphs=tuple(draft.graphs),
         ops=tuple(ops),
         families=tuple(family_costs(ops)),
         libraries=tuple(library_costs(ops)),
-        python=_numbers(PythonCosts, "python", draft.python | _glue(fit_steps, reasons), reasons),
+        python=numbers(PythonCosts, "python", draft.python | _glue(fit_steps, reasons), reasons),
         fit_steps=tuple(fit_steps),
-        compiled=_numbers(CompiledCosts, "compiled", _compiled(draft, reasons), reasons),
+        compiled=numbers(CompiledCosts, "compiled", _compiled(draft, reasons), reasons),
         device=msgspec.structs.replace(
-            _numbers(DeviceCosts, "device", _device_numbers(draft), reasons),
+            numbers(DeviceCosts, "device", _device_numbers(draft), reasons),
             rates=tuple(matrix_rates(draft.grids)),
             grids=tuple(draft.grids),
             attention=tuple(draft.attention),
@@ -199,7 +199,9 @@ def _device_numbers(draft: Draft) -> dict[str, float]:
     return draft.rates | ({} if null_us is None else {"null_us": null_us})
 
 
-def _numbers(kind: Any, section: str, values: dict[str, float], reasons: dict[str, str]) -> Any:
+def numbers(
+    kind: Any, section: str, values: dict[str, float], reasons: dict[str, str], default: str = NOT_REACHED
+) -> Any:
     """A record of ``kind`` with ``values``; what is negative is left null, and what is null gets a reason."""
     kept = {name: value for name, value in values.items() if value >= 0}
     reasons |= {f"{section}.{name}": NEGATIVE for name, value in values.items() if value < 0}
@@ -209,9 +211,10 @@ def _numbers(kind: Any, section: str, values: dict[str, float], reasons: dict[st
         if getattr(record, name) is not None:
             reasons.pop(key, None)
         elif key not in reasons and section not in reasons:
-            reasons[key] = NOT_REACHED
+            reasons[key] = default
     return record
 
 
-def _slug(machine: Machine | None) -> str:
+def slug(machine: Machine | None) -> str:
+    """The name of a profile that was given none: its device's, in lower case."""
     return re.sub(r"[^a-z0-9]+", "-", (machine.device if machine is not None else "unknown").lower()).strip("-")

@@ -19,13 +19,14 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Row(NamedTuple):
-    """One measured call of a step: microseconds; ``kernels`` and ``memops`` are None where it was not traced."""
+    """One measured call of a step: microseconds; ``kernels`` and ``memops`` are None where it was not traced, and no
+    whole numbers where like calls share what was counted."""
 
     call: Call
     ft_us: float
     ct_us: float | None = None
-    kernels: int | None = None
-    memops: int | None = None
+    kernels: float | None = None
+    memops: float | None = None
 
 
 class Glue(NamedTuple):

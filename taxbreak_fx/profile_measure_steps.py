@@ -6,15 +6,13 @@ Kept out on purpose, so that predictions can be tested on them: every Qwen3, BER
 from __future__ import annotations
 
 import copy
-import sys
 import tempfile
-import types
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
+from taxbreak_fx.call_counts import call_counts
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.hardware import FitStep
 from taxbreak_fx.hardware_costs import call_of
@@ -29,7 +27,6 @@ from taxbreak_fx.recorders.timing import Captured, capture_sites, reach_sites
 from taxbreak_fx.recorders.tracing import trace_steps
 from taxbreak_fx.recording import InSitu, LibraryTimes, Spans, TracedStep
 from taxbreak_fx.request import ReviewRequest
-from taxbreak_fx.sources import foreign
 from taxbreak_fx.workload import Workload
 
 Device = Literal["cuda", "cpu"]
@@ -186,29 +183,6 @@ def _operands(device: Device) -> dict[str, torch.Tensor]:
         "three": ones(4, 16, 16),
         "four": ones(2, 4, 16, 16),
     }
-
-
-def call_counts(run: Callable[[], Any]) -> tuple[int, int]:
-    """Module calls and other Python function calls of the author's code (neither torch's nor ours) during ``run``.
-
-    A resumed generator counts as a call.  Works on fake tensors too, whose own Python is torch's.
-    """
-    modules = functions = 0
-    wrapped = torch.nn.Module._call_impl.__code__
-
-    def count(frame: types.FrameType, event: str, _: Any) -> None:
-        nonlocal modules, functions
-        if event == "call":
-            modules += frame.f_code is wrapped
-            functions += foreign(frame.f_code.co_filename)
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        run()
-    finally:
-        sys.setprofile(before)
-    return modules, functions
 
 
 class MeasuredStep:

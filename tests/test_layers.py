@@ -47,6 +47,8 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
         3,
         (
             "compare",
+            "predict",
+            "predict_*",
             "whatif",
             "whatif_*",
             "findings",
@@ -60,7 +62,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
         ),
     ),
     (4, ("workload", "state", "capture", "sources", "wrapper_lines", "variants", "variant_*", "probes", "observe")),
-    (4, ("ticks", "tick_cost", "op_graph", "op_roles", "inductor_kernels")),
+    (4, ("call_counts", "ticks", "tick_cost", "op_graph", "op_roles", "inductor_kernels")),
     (
         5,
         (

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from taxbreak_fx import hardware, profile_measure
 from taxbreak_fx import hardware_costs as costs
 from taxbreak_fx import profile_measure_device as device_grid
+from taxbreak_fx.call_counts import call_counts
 from taxbreak_fx.hardware import FitStep, HostScore, Profile
 from taxbreak_fx.machine import DevicePath, LaunchPath
 from taxbreak_fx.profile_measure import Plan, measure_profile
@@ -43,7 +44,6 @@ from taxbreak_fx.profile_measure_steps import (
     FITS,
     Fit,
     MeasuredStep,
-    call_counts,
     fit_workload,
     operators_workload,
 )

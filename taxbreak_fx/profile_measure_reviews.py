@@ -1,0 +1,386 @@
+"""A hardware profile from reviews that were measured before, where no GPU is at hand to calibrate.
+
+A review keeps times per op and line, not the inputs of its ops; those come from recording the same step on fake
+tensors.  What reviews do not hold is null with a reason.  Pure functions, no torch.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from taxbreak_fx.errors import UsageError
+from taxbreak_fx.families import classify_op
+from taxbreak_fx.hardware import (
+    PROFILE_VERSION,
+    CompiledCosts,
+    DeviceCosts,
+    FamilyGrid,
+    FitStep,
+    GraphPoint,
+    LaunchCosts,
+    MatrixRate,
+    Point,
+    Profile,
+    PythonCosts,
+)
+from taxbreak_fx.hardware_costs import MATRIX_FAMILIES, call_of
+from taxbreak_fx.hardware_shapes import work_of
+from taxbreak_fx.kinds import site_op
+from taxbreak_fx.model import Node, Review, Variant
+from taxbreak_fx.nodes import folded
+from taxbreak_fx.predicted import DryRun, FakeOp, FakeStep
+from taxbreak_fx.profile_measure_draft import numbers, slug
+from taxbreak_fx.profile_measure_fit import Row, family_costs, glue_costs, library_costs, line, op_costs
+from taxbreak_fx.record import Percentiles, SourceLine
+from taxbreak_fx.timeline import QUEUE_DEPTH, launch_latency
+
+# A variant whose clocked pieces miss its T_issue by more than this (and 10 µs) gives no host times: docs/method.md.
+CLOSES, CLOSES_US = 0.02, 10.0
+ALIKE = 1.25  # calls of one row whose bytes differ by more are no one point of a grid
+RATED_FLOPS = 1e9  # smaller products tell nothing of the rate at which a device multiplies
+_NOT_HELD = "a review does not hold it: calibrate on the machine"
+
+
+class Source(NamedTuple):
+    """A measured review with the same step on fake tensors, and as Inductor would launch it (None: not planned)."""
+
+    review: Review
+    step: FakeStep
+    plan: DryRun | None
+
+
+class _Call(NamedTuple):
+    """One site of the fake step with the row of the review that holds it; ``ops``: its leaf ops that launch."""
+
+    site: int
+    node: Node
+    ops: tuple[FakeOp, ...]
+
+
+def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
+    """The profile that the reviews' own times make, named ``name`` or after the device; its machine is the first's.
+
+    Raises ``UsageError`` as ``check_reviews`` does.
+    """
+    check_reviews([source.review for source in sources])
+    reasons: dict[str, str] = {"host_score": _NOT_HELD, "device.attention": _NOT_HELD}
+    notes = [f"from reviews: {', '.join(title(source.review) for source in sources)}"]
+    calls = {id(source): _calls(source) for source in sources}
+    rows, fit_steps = [], []
+    for source in sources:
+        eager = source.review.variant("eager")
+        if not _closes(eager):
+            notes.append(f"{title(source.review)}, eager: no host times, its pieces do not add up to its T_issue")
+            continue
+        rows += [row for call in calls[id(source)] if (row := _row(source.step, call)) is not None]
+        fit_steps.append(_fit_step(source))
+    ops, left_out = op_costs(rows)
+    points = _merged(point for source in sources for point in _points(calls[id(source)]))
+    machine = sources[0].review.machine
+    return Profile(
+        profile_version=PROFILE_VERSION,
+        name=name or slug(machine),
+        origin="measured",
+        date=machine.date,
+        machine=machine,
+        launch=numbers(LaunchCosts, "launch", _launch(sources, notes, reasons), reasons),
+        graphs=tuple(_graphs(sources)),
+        ops=tuple(ops),
+        families=tuple(family_costs(ops)),
+        libraries=tuple(library_costs(ops)),
+        python=numbers(PythonCosts, "python", _glue(fit_steps, reasons), reasons, _NOT_HELD),
+        fit_steps=tuple(fit_steps),
+        compiled=numbers(CompiledCosts, "compiled", _compiled(sources, notes), reasons, _NOT_HELD),
+        device=_device(points, reasons, notes),
+        notes=tuple(notes),
+        unmeasured=reasons | left_out,
+    )
+
+
+def check_reviews(reviews: Sequence[Review]) -> None:
+    """Raise ``UsageError`` unless all are measured on one CUDA device, with eager among their variants."""
+    for review in reviews:
+        if review.origin != "measured" or review.scope != "step" or review.step.device != "cuda":
+            raise UsageError(f"{title(review)}: a profile needs reviews of whole steps, measured on a CUDA device")
+        if not any(v.name == "eager" and v.status == "ok" for v in review.variants):
+            raise UsageError(f"{title(review)}: eager was not measured; a profile cannot be made of it")
+    devices = sorted({f"{review.machine.device} under {review.machine.host_cpu}" for review in reviews})
+    if len(devices) != 1:
+        raise UsageError(f"a profile is of one machine, these reviews are of: {', '.join(devices) or 'none'}")
+
+
+def title(review: Review) -> str:
+    """Model, phase and date of a review."""
+    return f"{review.model} {review.step.phase} ({review.machine.date[:10]})"
+
+
+def _closes(variant: Variant) -> bool:
+    breakdown = variant.breakdown
+    if breakdown is None or breakdown.closure_error is None or variant.issue_us is None:
+        return False
+    return abs(breakdown.closure_error) <= max(CLOSES, CLOSES_US / variant.issue_us)
+
+
+def _key(op: str, source: SourceLine | None, module_path: str | None) -> tuple[Any, ...]:
+    """By what a review groups its rows; of the file its name only, since it lies elsewhere on another machine."""
+    where = (os.path.basename(source.file), source.line) if source is not None else None
+    return op, where, folded(module_path)
+
+
+def _calls(source: Source) -> list[_Call]:
+    """The sites of the fake step that the review has a row for."""
+    nodes = {_key(n.op, n.source, n.module_path): n for n in source.review.variant("eager").nodes}
+    launching: dict[int | None, list[FakeOp]] = collections.defaultdict(list)
+    for op in source.step.ops:
+        if op.device == "cuda" and op.kernels != 0:
+            launching[op.site].append(op)
+    return [
+        _Call(index, node, tuple(launching[index]))
+        for index, site in enumerate(source.step.sites)
+        if (node := nodes.get(_key(site_op(site), site.source, site.module_path))) is not None
+    ]
+
+
+def _row(step: FakeStep, call: _Call) -> Row | None:
+    node, count = call.node, call.node.count
+    if node.ft_us is None:
+        return None
+    ct_us = None if node.ct_us is None else node.ct_us / count
+    kernels = None if node.kernels is None else node.kernels / count
+    return Row(call_of(step.sites[call.site]), node.ft_us / count, ct_us, kernels)
+
+
+def _fit_step(source: Source) -> FitStep:
+    review, step = source.review, source.step
+    eager = review.variant("eager")
+    assert eager.breakdown is not None and eager.t_host_us is not None  # it closes
+    glue = eager.breakdown.ft_parts.get("python", 0.0)
+    host = eager.t_host_us.median
+    return FitStep(
+        name=title(review),
+        sites=len(step.sites),
+        modules=step.modules,
+        functions=step.functions,
+        host_us=host,
+        sites_us=max(0.0, host - (eager.t_wait_us or 0.0) - glue),
+        glue_us=max(0.0, glue),
+    )
+
+
+def _glue(steps: Sequence[FitStep], reasons: dict[str, str]) -> dict[str, float]:
+    try:
+        glue = glue_costs(steps)
+    except ValueError as error:
+        reasons["python"] = str(error)
+        return {}
+    names = {"site_glue_us": glue.site_us, "module_glue_us": glue.module_us, "function_glue_us": glue.function_us}
+    return names | {"glue_error": glue.error}
+
+
+class _Placed(NamedTuple):
+    family: str
+    dtype: str
+    case: str
+    point: Point
+
+
+def _points(calls: Iterable[_Call]) -> Iterable[_Placed]:
+    """One per row of the review whose calls launch one op each, all of about one size."""
+    rows: dict[int, list[_Call]] = collections.defaultdict(list)
+    for call in calls:
+        rows[id(call.node)].append(call)
+    for same in rows.values():
+        node = same[0].node
+        if not node.device_us or not node.kernels or any(len(call.ops) != 1 for call in same):
+            continue
+        ops = [call.ops[0] for call in same]
+        sizes = [op.read_bytes + op.written_bytes for op in ops]
+        if len({op.op for op in ops}) != 1 or max(sizes) > ALIKE * min(sizes) or not max(sizes):
+            continue
+        first = ops[0]
+        work, kind = work_of(first.key), classify_op(first.op, "cuda", dtype=first.dtype, inputs=first.inputs)
+        yield _Placed(
+            kind.family,
+            first.dtype or "",
+            work.case,
+            Point(
+                bytes=statistics.fmean(sizes),
+                flops=statistics.fmean(op.flops or 0.0 for op in ops),
+                us=node.device_us / node.count,
+                shape=work.shape,
+                kernels=node.kernels / node.count,
+            ),
+        )
+
+
+def _merged(points: Iterable[_Placed]) -> list[FamilyGrid]:
+    """Grids of the points; equal work met twice is one point, at its median."""
+    grids: dict[tuple[str, str, str], dict[tuple[Any, ...], list[Point]]] = {}
+    for placed in points:
+        at = (placed.point.bytes, placed.point.flops, placed.point.shape)
+        grids.setdefault((placed.family, placed.dtype, placed.case), {}).setdefault(at, []).append(placed.point)
+    return [
+        FamilyGrid(
+            family=family,
+            dtype=dtype,
+            case=case,
+            points=tuple(
+                Point(
+                    bytes=same[0].bytes,
+                    flops=same[0].flops,
+                    us=statistics.median(point.us for point in same),
+                    shape=same[0].shape,
+                    kernels=statistics.fmean(point.kernels or 0.0 for point in same),
+                )
+                for _, same in sorted(work.items(), key=lambda item: (item[0][0], item[0][1]))
+            ),
+        )
+        for (family, dtype, case), work in sorted(grids.items())
+    ]
+
+
+def _device(grids: Sequence[FamilyGrid], reasons: dict[str, str], notes: list[str]) -> DeviceCosts:
+    """Rates are the best that a call of the reviews reached: below what the device can do."""
+    points = [(grid, point) for grid in grids for point in grid.points]
+    if not points:
+        reasons["device"] = "no row of the reviews has device times"
+        return DeviceCosts()
+    best: dict[str, float] = {}
+    for grid, point in points:
+        if grid.family in MATRIX_FAMILIES and point.flops >= RATED_FLOPS:
+            best[grid.dtype] = max(best.get(grid.dtype, 0.0), point.flops / point.us / 1e6)
+    for name in ("read_gb_s", "write_gb_s", "l2_bytes", "memory_bytes"):
+        reasons[f"device.{name}"] = _NOT_HELD
+    notes.append("bandwidth, matrix rates and the shortest kernel are the best that a call of the reviews reached")
+    return DeviceCosts(
+        copy_gb_s=max(point.bytes / point.us / 1e3 for _, point in points),
+        null_us=min(point.us / max(1.0, point.kernels or 1.0) for _, point in points),
+        rates=tuple(MatrixRate(dtype=dtype, tflops=rate) for dtype, rate in sorted(best.items())),
+        grids=tuple(grids),
+    )
+
+
+def _launch(sources: Sequence[Source], notes: list[str], reasons: dict[str, str]) -> dict[str, float]:
+    calibrations = [source.review.machine.calibration for source in sources]
+    paths = [calibration.launch_path for calibration in calibrations]
+
+    def middle(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return statistics.median(known) if known else None
+
+    found = {
+        "launch_us": middle(c.launch_us for c in calibrations),
+        "idle_us": middle(_p50(path.idle_us) for path in paths),
+        "t_sys_us": middle(_p50(path.t_sys_untraced_us) for path in paths),
+        "t_sys_traced_us": middle(_p50(calibration.t_sys_us) for calibration in calibrations),
+        "queue_depth": QUEUE_DEPTH,
+    }
+    if found["t_sys_us"] is not None and found["idle_us"] is not None:
+        found["latency_us"] = launch_latency(found["t_sys_us"], found["idle_us"])
+    eager = [v for source in sources if _closes(v := source.review.variant("eager"))]
+    launched = [(v.launch_us, v.launches) for v in eager if v.launch_us is not None and v.launches]
+    if launched:
+        found["context_us"] = sum(us for us, _ in launched) / sum(count for _, count in launched)
+    reasons["launch.memop_us"] = reasons["launch.idle_sync_us"] = _NOT_HELD
+    try:
+        found["sync_us"], found["graph_gap_us"] = line([gap for source in sources for gap in _gaps(source.review)])
+        found["gap_us"] = found["graph_gap_us"]
+        notes.append("gap_us is that between nodes of CUDA graphs; between kernels of a stream it may be more")
+    except ValueError as error:
+        for name in ("sync_us", "graph_gap_us", "gap_us"):
+            reasons[f"launch.{name}"] = f"too few CUDA graphs in the reviews: {error}"
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _p50(values: Percentiles | None) -> float | None:
+    return None if values is None else values.p50
+
+
+def _gaps(review: Review) -> Iterable[tuple[float, float]]:
+    """(gaps between nodes, what T_wall has beyond host, first node and device) of a step that is one graph launch."""
+    for variant, nodes in _graph_steps(review):
+        breakdown = variant.breakdown
+        assert breakdown is not None and breakdown.kt_us is not None and variant.launch_us is not None
+        if variant.t_wall_us is None or variant.t_host_us is None or variant.device_active_us is None:
+            continue
+        wrapper = variant.t_host_us.median - variant.launch_us
+        yield nodes - 1, variant.t_wall_us.median - wrapper - breakdown.kt_us - variant.device_active_us
+
+
+def _graph_steps(review: Review) -> Iterable[tuple[Variant, int]]:
+    for variant in review.variants:
+        if variant.name != "eager-graph" or variant.status != "ok" or variant.launches != 1:
+            continue
+        known = variant.breakdown is not None and variant.breakdown.kt_us is not None
+        if variant.launch_us is not None and variant.kernels and known:
+            yield variant, variant.kernels + (variant.memops or 0)
+
+
+def _graphs(sources: Sequence[Source]) -> list[GraphPoint]:
+    found = []
+    for source in sources:
+        for variant, nodes in _graph_steps(source.review):
+            assert variant.launch_us is not None and variant.breakdown is not None
+            found.append(GraphPoint(nodes=nodes, host_us=variant.launch_us, first_node_us=variant.breakdown.kt_us))
+    return sorted(found, key=lambda point: point.nodes)
+
+
+def _compiled(sources: Sequence[Source], notes: list[str]) -> dict[str, float]:
+    """Medians over the steps; guards by their number where the plan tells it and it differs between steps."""
+    values: dict[str, list[float]] = collections.defaultdict(list)
+    guards: list[tuple[float, float]] = []
+    trees: list[float] = []
+    for source in sources:
+        for variant in source.review.variants:
+            if variant.name not in ("inductor", "reduce-overhead") or variant.breakdown is None:
+                continue
+            if not _closes(variant):
+                continue
+            parts = variant.breakdown.ft_parts
+            if variant.name == "reduce-overhead":
+                if "cudagraph_runtime" in parts and variant.graph_launches:
+                    trees.append((parts["cudagraph_runtime"] + parts.get("aot_wrapper", 0.0)) / variant.graph_launches)
+                continue
+            graphs = len(source.review.graphs) or 1
+            values["frame_us"].append(parts.get("frame", 0.0) / graphs)
+            values["aot_us"].append(parts.get("aot_wrapper", 0.0) / graphs)
+            values["guards_us"].append(parts.get("guards", 0.0) / graphs)
+            planned = sum(graph.guards or 0 for graph in source.plan.graphs) if source.plan is not None else 0
+            if planned:
+                guards.append((planned / graphs, parts.get("guards", 0.0) / graphs))
+            _wrapper(variant, values)
+    found = {name: statistics.median(of) for name, of in values.items()}
+    if values:
+        found |= {"guard_us": 0.0, "triton_argument_us": 0.0}
+        notes.append("Triton's launcher at its mean over the reviews' launches, whatever their arguments")
+    with contextlib.suppress(ValueError):  # else the median stands, whatever the number of guards
+        found["guards_us"], found["guard_us"] = line(guards)
+    if trees and "aot_us" in found:
+        found |= {"cudagraph_us": statistics.median(trees) - found["aot_us"], "cudagraph_input_us": 0.0}
+        notes.append("CUDA graph trees at their median over the reviews, input copies included")
+    return found
+
+
+def _wrapper(variant: Variant, values: dict[str, list[float]]) -> None:
+    """Means per line of Inductor's wrapper code, by kind of line."""
+    assert variant.breakdown is not None
+    kinds: dict[str, list[Node]] = collections.defaultdict(list)
+    for node in variant.nodes:
+        if node.op.startswith("triton:"):
+            kinds["triton_us"].append(node)
+        elif node.op.startswith("extern:"):
+            kinds["extern_us"].append(node)
+        elif "empty_strided" in node.op:
+            kinds["allocation_us"].append(node)
+    lines = sum(node.count for nodes in kinds.values() for node in nodes)
+    for name, nodes in kinds.items():
+        known = [node for node in nodes if node.ft_us is not None]
+        if known:
+            values[name].append(sum(node.ft_us or 0.0 for node in known) / sum(node.count for node in known))
+    if lines and "wrapper" in variant.breakdown.ft_parts:
+        values["wrapper_us"].append(variant.breakdown.ft_parts["wrapper"] / lines)
