@@ -114,7 +114,10 @@ class Calibration(Measured, frozen=True, kw_only=True):
 
 
 class Conditions(Record, frozen=True, kw_only=True):
-    """The circumstances of the run that can move its numbers. ``load`` is the 1-minute load average at the start."""
+    """The circumstances of the run that can move its numbers. ``load`` is the 1-minute load average at the start.
+
+    ``no_turn``: why other reviews on the device were not kept from measuring at the same time; null: they were.
+    """
 
     threads: int
     affinity: list[int]
@@ -123,6 +126,7 @@ class Conditions(Record, frozen=True, kw_only=True):
     seed: int | None
     gpu_clocks_mhz: dict[str, float] | None
     load: float | None
+    no_turn: str | None = None
 
 
 class Machine(Record, frozen=True, kw_only=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -18,6 +20,7 @@ from taxbreak_fx.recorders.timing import time_variant
 from taxbreak_fx.recorders.tracing import trace_variant, traced_floor
 from taxbreak_fx.recording import HostFacts
 from taxbreak_fx.stages import Outcome, Result, Stage
+from taxbreak_fx.turn import Turn
 from taxbreak_fx.workload import Workload
 
 _STICKY = (
@@ -32,18 +35,30 @@ _STICKY = (
 
 
 class Runner:
-    """Runs the stages of one workload.  A stage that fails is an outcome with its reason, never an exception."""
+    """Runs the stages of one workload.  A stage that fails is an outcome with its reason, never an exception.
 
-    def __init__(self, workload: Workload, device: Literal["cuda", "cpu"], budget_s: float) -> None:
+    ``waiting`` is called, now and then, while another process measures on the device.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        device: Literal["cuda", "cpu"],
+        budget_s: float,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         self._workload, self._device = workload, device
         self._bench = Bench(workload, device, budget_s)
+        self._turn = Turn(f"gpu-{torch.cuda.get_device_properties(0).uuid}" if device == "cuda" else "cpu", waiting)
+        self._bench.turn = self._turn
         self._reference = OutputReference(self._bench)
 
     def run(self, stage: Stage) -> Outcome:
         """Run one stage.  ``KeyboardInterrupt`` passes through."""
         started = time.perf_counter()
         try:
-            result = self._result(stage)
+            with contextlib.nullcontext() if stage.kind in ("timing", "trace") else self._turn():
+                result = self._result(stage)  # those two take their turn themselves, after they have compiled
         except Exception as error:  # whatever a variant raises costs that variant only, and is reported
             failure = str(error) if isinstance(error, TaxbreakError) else one_line(error)
             fatal = any(mark in str(error) for mark in _STICKY)
@@ -57,6 +72,9 @@ class Runner:
         if stage.kind == "host":
             calibration = calibrate.calibrate_host(self._device)
             machine = calibrate.describe_machine(self._device, calibration, self._workload.seed)
+            if self._turn.failure is not None:  # others may have measured meanwhile
+                conditions = msgspec.structs.replace(machine.conditions, no_turn=self._turn.failure)
+                machine = msgspec.structs.replace(machine, conditions=conditions)
             return HostFacts(machine=machine, model=self._workload.model, step=self._workload.step)
         if stage.kind == "frame":
             return measure_frame(self._bench)

@@ -25,6 +25,7 @@ Kind = Literal["host", "timing", "frame", "trace", "floor"]
 INTERRUPTED = "interrupted by the user"
 NOT_REACHED = "not reached"
 Result = HostFacts | Timing | Frame | Trace | LaunchFloor
+WAITING = b"null"  # a worker's line while another process measures on its device: no reply yet
 _TYPES: dict[str, type[Record]] = {
     "host": HostFacts,
     "timing": Timing,

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +24,7 @@ from taxbreak_fx.errors import CaptureError, TaxbreakError
 from taxbreak_fx.model import Review
 from taxbreak_fx.record import Record
 from taxbreak_fx.request import ReviewRequest
-from taxbreak_fx.stages import INTERRUPTED, Outcome, Ready, Stage, assemble, journal, plan, unneeded
+from taxbreak_fx.stages import INTERRUPTED, WAITING, Outcome, Ready, Stage, assemble, journal, plan, unneeded
 
 START_TIMEOUT_S = 900.0  # building a large model on the device, imports included
 
@@ -63,15 +64,20 @@ class Worker:
         """The first reply.  Raises ``WorkerLost``."""
         return msgspec.json.decode(self._line(START_TIMEOUT_S), type=Ready)
 
-    def run(self, stage: Stage, timeout_s: float) -> Outcome:
-        """Run one stage.  Raises ``WorkerLost`` when the worker dies or outlasts ``timeout_s``."""
+    def run(self, stage: Stage, timeout_s: float, waiting: Callable[[], None]) -> Outcome:
+        """Run one stage.  Raises ``WorkerLost`` when the worker dies or outlasts ``timeout_s``.
+
+        ``waiting`` is called while another process measures on the device; the time begins anew after that.
+        """
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(msgspec.json.encode(stage) + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise WorkerLost(self._epitaph()) from None
-        return msgspec.json.decode(self._line(timeout_s), type=Outcome)
+        while (line := self._line(timeout_s)) == WAITING:
+            waiting()
+        return msgspec.json.decode(line, type=Outcome)
 
     def stop(self) -> None:
         """End the worker and everything it started."""
@@ -123,6 +129,7 @@ class _Supervision:
         self._notes: list[str] = []
         self._worker: Worker | None = None
         self._stages: list[Stage] = []
+        self._waited: set[Stage] = set()
 
     def run(self) -> Review:
         """Start a worker, run the plan, assemble."""
@@ -159,7 +166,7 @@ class _Supervision:
                 if self._worker is None:
                     self._start()
                 assert self._worker is not None
-                outcome = self._worker.run(stage, self._request.timeout_s)
+                outcome = self._worker.run(stage, self._request.timeout_s, partial(self._wait, stage, number))
             except WorkerLost as lost:
                 outcome = Outcome(stage=stage, seconds=time.monotonic() - started, failure=str(lost), fatal=True)
             self._record(outcome, number)
@@ -167,6 +174,11 @@ class _Supervision:
                 self._worker.stop()
                 self._worker = None
             self._tell("failed" if outcome.failure else "done", stage, outcome.failure or "", number + 1)
+
+    def _wait(self, stage: Stage, number: int) -> None:
+        if stage not in self._waited:
+            self._waited.add(stage)
+            self._tell("note", stage, "waiting for another review that measures on this device", number)
 
     def _record(self, outcome: Outcome, number: int) -> None:
         self._outcomes.append(outcome)

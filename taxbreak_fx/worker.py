@@ -1,7 +1,8 @@
 """The process that holds the weights.  Started by the supervisor as ``python -m taxbreak_fx.worker FD REQUEST``.
 
-It reads one stage per line from stdin and writes one reply per line to the file descriptor it was given; its stdout and
-stderr belong to the libraries and go to a log.  It ends when its stdin closes.
+It reads one stage per line from stdin and writes one reply per line to the file descriptor it was given, behind lines
+that say it waits for its turn; its stdout and stderr belong to the libraries and go to a log.  It ends when its stdin
+closes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import msgspec
 from taxbreak_fx.errors import DeviceError, TaxbreakError
 from taxbreak_fx.record import Record
 from taxbreak_fx.request import ReviewRequest, check_variants
-from taxbreak_fx.stages import Ready, Stage
+from taxbreak_fx.stages import WAITING, Ready, Stage
 
 
 def main() -> None:
@@ -26,6 +27,9 @@ def main() -> None:
     def reply(message: Record) -> None:
         replies.write(msgspec.json.encode(message) + b"\n")
 
+    def waiting() -> None:
+        replies.write(WAITING + b"\n")
+
     try:
         from taxbreak_fx.models import load, resolve_device
 
@@ -34,7 +38,7 @@ def main() -> None:
         workload = load(request, device)
         from taxbreak_fx.pipeline import Runner
 
-        runner = Runner(workload, device, request.budget_s)
+        runner = Runner(workload, device, request.budget_s, waiting)
     except TaxbreakError as error:
         reply(Ready(error=str(error), exit_code=error.exit_code))
         return

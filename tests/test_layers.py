@@ -86,6 +86,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "sdpa_policy",
             "target_ops",
             "fake_step",
+            "turn",
             "step_whatif",
         ),
     ),

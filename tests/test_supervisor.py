@@ -48,7 +48,7 @@ class FakeWorkers:
         self.replies: list[Ready | WorkerLost] = []
         self.journals: list[list[str]] = []
         self.stages: list[str] = []
-        self.started, self.stopped = 0, 0
+        self.started, self.stopped, self.waits = 0, 0, 0
         self._folder = folder
 
     def __call__(self, request: ReviewRequest, log: IO[bytes]) -> FakeWorkers:
@@ -62,9 +62,11 @@ class FakeWorkers:
             raise reply
         return reply
 
-    def run(self, stage: Stage, timeout_s: float) -> Outcome:
+    def run(self, stage: Stage, timeout_s: float, waiting: Callable[[], None]) -> Outcome:
         """Follow the script, and note what was on disk when the stage began."""
         assert timeout_s == REQUEST.timeout_s
+        for _ in range(self.waits):
+            waiting()
         self.stages.append(stage.title)
         self.journals.append(sorted(path.name for path in (self._folder / "journal").glob("*")))
         return self.script(stage)
@@ -86,6 +88,21 @@ def run(tmp_path: Path) -> tuple[Review, list[Event]]:
     """Supervise the request, and the events that were shown."""
     events: list[Event] = []
     return supervise(REQUEST, tmp_path, events.append), events
+
+
+def test_waiting_for_another_review_is_told_once_a_stage(workers: FakeWorkers, tmp_path: Path) -> None:
+    workers.waits = 3
+    review, events = run(tmp_path)
+    told = [event for event in events if event.kind == "note"]
+    assert [(event.stage, event.variant) for event in told] == [
+        ("host", None),
+        ("timing", "eager"),
+        ("frame", None),
+        ("timing", "dynamo"),
+        ("timing", "inductor"),
+    ]
+    assert all("another review" in event.message for event in told)
+    assert {variant.status for variant in review.variants} == {"ok"}
 
 
 def test_every_result_is_on_disk_before_the_next_stage_starts(workers: FakeWorkers, tmp_path: Path) -> None:

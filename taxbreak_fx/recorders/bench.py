@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ MAX_SETTLING_STEPS = 8  # as many recompiles as torch.compile allows per code ob
 
 
 class Bench:
-    """Holds the workload and restores its state outside every timed region.
+    """Holds the workload and restores its state outside every timed region.  Stages measure inside ``turn``.
 
     Raises ``CaptureError`` when the step itself fails, or writes a parameter.
     """
@@ -30,6 +30,7 @@ class Bench:
     def __init__(self, workload: Workload, device: Literal["cuda", "cpu"], budget_s: float) -> None:
         self.workload, self.device, self.budget_s = workload, device, budget_s
         self.roots: list[Any] = [workload.call, workload.args, dict(workload.kwargs), *workload.state]
+        self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
         self.sync: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else _nothing
         self.snapshot = Snapshot(self.roots)
         with torch.no_grad():

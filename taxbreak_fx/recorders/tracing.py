@@ -36,7 +36,8 @@ def trace_variant(bench: Bench, name: str) -> Trace:
     """Trace ``name`` (CUDA only).  Raises ``MeasurementError`` when the profiler returns no kernel."""
     built, _ = bench.build(name)
     try:
-        return trace_built(bench, name, built)
+        with bench.turn():
+            return trace_built(bench, name, built)
     finally:
         built.release()
 
