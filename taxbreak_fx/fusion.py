@@ -21,7 +21,8 @@ from taxbreak_fx.record import Measured, Record, SourceLine
 from taxbreak_fx.step_graph import HostCost, Op, StepGraph, producers
 
 EndCode = Code | Literal["result", "last"]
-Exposed = Callable[[Sequence[int]], float | None]
+FusionBytes = tuple[Sequence[int], int]  # the ops of a group, and the bytes that fusing them saves
+Exposed = Callable[[Sequence[FusionBytes]], float | None]
 
 
 class FusionGroup(Measured, frozen=True, kw_only=True):
@@ -72,9 +73,9 @@ def fusible_groups(
 
     A term saved = Σ over the group's ops, views included, − the fused kernel's.  ``kernel``: what a fused kernel costs
     the host (a Triton launch: its launcher in ft_us, no ct_us, one launch floor in kt_us); without it the cheapest
-    launching member's ΔFT and ΔKT, and no ΔCT.  Ranked by what ``exposed`` says of the group's ops (µs of wall time
-    saved; None: not known), else by host time saved, else by launches and bytes; unknown values rank last, ties by
-    issue order.
+    launching member's ΔFT and ΔKT, and no ΔCT.  Ranked by what ``exposed`` says (µs of wall time saved by fusing all
+    the groups it is given; None: not known), else by host time saved, else by launches and bytes; unknown values rank
+    last, ties by issue order.
     """
     read = producers(graph)
     search = Groups(graph, read, rules or Rules())
@@ -138,7 +139,8 @@ def _group(
     before = sum(known) if len(known := [n for n in launches if n is not None]) == len(launches) else None
     if before is None:
         reasons["launches_before"] = "the launches of a member are not known"
-    values["exposed_us"] = None if exposed is None else exposed(ops)
+    bytes_saved = saved_bytes(graph, read, search.successors, ops)
+    values["exposed_us"] = None if exposed is None else exposed([(ops, bytes_saved)])
     if values["exposed_us"] is None:
         reasons["exposed_us"] = "no timeline was given" if exposed is None else "the timeline does not tell"
     end, reason = _end(graph, search, root)
@@ -150,7 +152,7 @@ def _group(
         sources=tuple(dict.fromkeys(m.source for m in members if m.source is not None)),
         launches_before=before,
         launches_after=1,
-        bytes_saved=saved_bytes(graph, read, search.successors, ops),
+        bytes_saved=bytes_saved,
         end=end,
         reason=reason,
         unmeasured=reasons,
@@ -233,7 +235,7 @@ def _rank(group: FusionGroup) -> tuple[float, float, int, int, int]:
 def total(groups: Iterable[FusionGroup]) -> dict[str, float | None]:
     """Sums over groups of what they save (µs, launches, bytes); None where a group's value is not known.
 
-    Exposed savings are left out: they do not add up (method.md, "Timeline").
+    Exposed savings are left out: they do not add up (docs/method.md, "Timeline").
     """
     rows = list(groups)
     sums: dict[str, float | None] = {}

@@ -13,7 +13,7 @@ import msgspec
 
 from taxbreak_fx import __version__
 from taxbreak_fx.capturable import Capture, Way, capturable
-from taxbreak_fx.fusion import EndCode, Fusion, FusionGroup, fusible_groups, total
+from taxbreak_fx.fusion import EndCode, Exposed, Fusion, FusionGroup, fusible_groups, total
 from taxbreak_fx.fusion_agreement import Agreement, Kernels, agreement
 from taxbreak_fx.fusion_search import Rules
 from taxbreak_fx.machine import Machine
@@ -21,6 +21,7 @@ from taxbreak_fx.model import ExposedCost, Origin, Review, StepInfo, Variant
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.record import Measured, Record, SourceLine
 from taxbreak_fx.step_graph import HostCost, StepGraph
+from taxbreak_fx.whatif_exposed import groups_exposed
 from taxbreak_fx.whatif_prices import (
     Coverage,
     check_versions,
@@ -61,10 +62,11 @@ class LikeGroups(Measured, frozen=True, kw_only=True):
 
     ``groups``: their indices in ``Fusion.groups``; ``names``: the ops of one; ``graphs``: how many of Dynamo's graphs
     one reaches over: more than one only if the breaks between them are mended.  Launches, savings (µs) and bytes are
-    sums over the groups.  ``end`` and ``reason`` are of the first.
+    sums over the groups; ``exposed_us``: T_wall saved by fusing all of them at once.  ``end`` and ``reason`` are of the
+    first.
     """
 
-    MEASUREMENTS = ("launches_before", *_SAVED)
+    MEASUREMENTS = ("launches_before", *_SAVED, "exposed_us")
 
     groups: tuple[int, ...]
     names: tuple[str, ...]
@@ -76,6 +78,7 @@ class LikeGroups(Measured, frozen=True, kw_only=True):
     ft_saved_us: float | None
     ct_saved_us: float | None
     kt_saved_us: float | None
+    exposed_us: float | None
     bytes_saved: int
     end: EndCode
     reason: str
@@ -169,15 +172,17 @@ def fusion_whatif(recorded: Recorded, review: Review | None = None) -> FusionWha
         )
     graph = recorded.captured or recorded.eager
     # Over graph breaks as well: a group that only a break forbids is what mending the break would buy.
-    fusion = fusible_groups(graph, Rules(across_graphs=True), kernel=pricing.kernel if pricing else None)
+    kernel = pricing.kernel if pricing else None
+    exposed = groups_exposed(graph, variant, kernel)
+    fusion = fusible_groups(graph, Rules(across_graphs=True), kernel, exposed)
     compared = recorded.kernels is not None and recorded.captured is not None
     return FusionWhatIf(
         tool_version=__version__,
         recorded=recorded,
         pricing=pricing,
         fusion=fusion,
-        like=like_groups(graph, fusion.groups),
-        totals=total(fusion.groups),
+        like=like_groups(graph, fusion.groups, exposed),
+        totals=total(fusion.groups) | {"exposed_us": _together(fusion.groups, exposed)[0]},
         known=_known(fusion.groups),
         lines=_exposed_lines(fusion.groups, variant),
         agreement=agreement(graph, fusion.groups, recorded.kernels) if compared and recorded.kernels else None,
@@ -199,13 +204,14 @@ def decode(data: bytes) -> FusionWhatIf:
     return msgspec.json.decode(data, type=FusionWhatIf)
 
 
-def like_groups(graph: StepGraph, groups: Sequence[FusionGroup]) -> list[LikeGroups]:
-    """``groups`` put together by ops, lines and folded modules, best first: by host time saved, launches, bytes."""
+def like_groups(graph: StepGraph, groups: Sequence[FusionGroup], exposed: Exposed | None = None) -> list[LikeGroups]:
+    """``groups`` put together by ops, lines and folded modules, best first: by wall time saved where ``exposed`` tells
+    it, by host time saved, launches, bytes."""
     found: dict[tuple[object, ...], list[int]] = collections.defaultdict(list)
     for index, group in enumerate(groups):
         found[group.names, group.sources, _modules(group), _graphs(graph, group)].append(index)
     rows = [
-        _like(tuple(members), [groups[index] for index in members], _graphs(graph, groups[members[0]]))
+        _like(tuple(members), [groups[index] for index in members], _graphs(graph, groups[members[0]]), exposed)
         for members in found.values()
     ]
     return sorted(rows, key=_rank)
@@ -215,14 +221,25 @@ def _graphs(graph: StepGraph, group: FusionGroup) -> int:
     return len({graph.ops[index].graph for index in group.ops})
 
 
-def _like(indices: tuple[int, ...], members: Sequence[FusionGroup], graphs: int) -> LikeGroups:
+def _together(groups: Sequence[FusionGroup], exposed: Exposed | None) -> tuple[float | None, str | None]:
+    """Wall time saved by fusing those of ``groups`` at once of which each alone is known; or None and why."""
+    known = [group for group in groups if group.exposed_us is not None]
+    if exposed is None or not known:
+        return None, next((group.unmeasured["exposed_us"] for group in groups), "no group")
+    return exposed([(group.ops, group.bytes_saved) for group in known]), None
+
+
+def _like(indices: tuple[int, ...], members: Sequence[FusionGroup], graphs: int, exposed: Exposed | None) -> LikeGroups:
     first = members[0]
-    sums = total(members)
+    together, why = _together(members, exposed)
+    sums = total(members) | {"exposed_us": together}
     reasons = {
         name: next(member.unmeasured[name] for member in members if name in member.unmeasured)
         for name in LikeGroups.MEASUREMENTS
-        if sums[name] is None
+        if sums[name] is None and name != "exposed_us"
     }
+    if why is not None:
+        reasons["exposed_us"] = why
     before = sums["launches_before"]
     return LikeGroups(
         groups=indices,
@@ -239,6 +256,7 @@ def _like(indices: tuple[int, ...], members: Sequence[FusionGroup], graphs: int)
         ft_saved_us=sums["ft_saved_us"],
         ct_saved_us=sums["ct_saved_us"],
         kt_saved_us=sums["kt_saved_us"],
+        exposed_us=together,
     )
 
 
@@ -246,10 +264,12 @@ def _modules(group: FusionGroup) -> tuple[str, ...]:
     return tuple(dict.fromkeys(folded(path) or "" for path in group.module_paths))
 
 
-def _rank(row: LikeGroups) -> tuple[bool, float, int, int, int]:
-    """Priced ones first; ties by the order of the groups."""
+def _rank(row: LikeGroups) -> tuple[bool, float, bool, float, int, int, int]:
+    """Those whose exposed saving is known first, then priced ones; ties by the order of the groups."""
     host = row.host_saved_us
     return (
+        row.exposed_us is None,
+        -(row.exposed_us or 0.0),
         host is None,
         -(host or 0.0),
         row.launches_after - (row.launches_before or row.launches_after),

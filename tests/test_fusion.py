@@ -11,7 +11,7 @@ import networkx
 import pytest
 from fake_graph import FULL_BYTES, ROW_BYTES, Maker
 
-from taxbreak_fx.fusion import Fusion, FusionGroup, fusible_groups, total
+from taxbreak_fx.fusion import Fusion, FusionBytes, FusionGroup, fusible_groups, total
 from taxbreak_fx.fusion_search import Rules
 from taxbreak_fx.step_graph import HostCost, Op, Operand, Role, StepGraph, priced, producers
 
@@ -235,8 +235,8 @@ def test_exposed_saving_ranks_before_host_saving() -> None:
     graph = priced(m.graph(), costs)
     assert [group.ops[0] for group in fusible_groups(graph).groups] == [7, 1, 4]  # three launches save most
 
-    def exposed(ops: Sequence[int]) -> float | None:
-        return {1: 0.5, 4: 2.0}.get(ops[0])
+    def exposed(groups: Sequence[FusionBytes]) -> float | None:
+        return {1: 0.5, 4: 2.0}.get(groups[0][0][0])
 
     ranked = fusible_groups(graph, exposed=exposed).groups
     assert [(group.ops[0], group.exposed_us) for group in ranked] == [(4, 2.0), (1, 0.5), (7, None)]

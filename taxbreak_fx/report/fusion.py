@@ -19,8 +19,8 @@ from taxbreak_fx.whatif_prices import Coverage
 
 MIB = 2**20
 ADD_UP = (
-    "Launches, ΔFT, ΔCT, ΔKT and bytes add up over groups, since no op is in two. The wall time they save does not:\n"
-    "host time that the device hides is worth nothing, and a CUDA graph that holds the ops removes the same launches."
+    "Launches, ΔFT, ΔCT, ΔKT and bytes add up over groups, since no op is in two. Exposed, the wall time saved, does not:\n"
+    "each row, and the last, is simulated with all its groups fused at once. A CUDA graph removes the same launches."
 )
 SCORE = "score: of pairs of fusible ops of which one reads the other, the share that both fuse, or neither does"
 OVERLAP = "overlap: of pairs that either puts into one kernel, directly or not, the share that both do"
@@ -90,13 +90,14 @@ def _groups(found: FusionWhatIf, top: int, width: int) -> list[str]:
     columns = (
         Column("#", right=True), Column("like", right=True), Column("source", flexible=True, keep="end"),
         Column("ops", right=True), Column("launches", right=True), Column("ΔFT", right=True), Column("ΔCT", right=True),
-        Column("ΔKT", right=True), Column("KiB", right=True), Column("ends at"),
+        Column("ΔKT", right=True), Column("exposed", right=True), Column("KiB", right=True), Column("ends at"),
     )  # fmt: skip
     cells = [
         [
             str(rank), f"{len(row.groups)}×", _first_source(row.sources), str(len(row.names)),
             f"{fmt.count(row.launches_before)} → {row.launches_after}", fmt.ms(row.ft_saved_us),
-            fmt.ms(row.ct_saved_us), fmt.ms(row.kt_saved_us), _kibibytes(row.bytes_saved), row.end,
+            fmt.ms(row.ct_saved_us), fmt.ms(row.kt_saved_us), fmt.ms(row.exposed_us), _kibibytes(row.bytes_saved),
+            row.end,
         ]
         for rank, row in enumerate(shown, 1)
     ]  # fmt: skip
@@ -106,7 +107,8 @@ def _groups(found: FusionWhatIf, top: int, width: int) -> list[str]:
         [
             "", f"{count}×", f"all {len(found.like)} rows", "",
             f"{fmt.count(None if launches is None else int(launches))} → {int(sums['launches_after'] or 0)}",
-            *(fmt.ms(known.saved_us) for known in found.known.values()), _kibibytes(sums["bytes_saved"]), "",
+            *(fmt.ms(known.saved_us) for known in found.known.values()), fmt.ms(sums["exposed_us"]),
+            _kibibytes(sums["bytes_saved"]), "",
         ]
     )  # fmt: skip
     lines = _section(
