@@ -1,10 +1,11 @@
 """Claim: every kernel and every launch of every measured variant is attributed, and every variant has a decomposition
 or a reason, on GPT-2, Llama-3.2-1B, OLMoE-1B-7B, BERT and ViT, prefill and decode, on a CUDA device.
 
-    python benchmarks/spine.py [--out benchmarks/results] [--budget 2] [--timeout 180] [--only CASE ...]
+    python benchmarks/spine.py [--out benchmarks/results] [--budget 2] [--timeout 180] [--jobs 1] [--only CASE ...]
 
 Writes one review per case under OUT/spine-CASE.json, skips the cases whose review is there, and rewrites
-OUT/spine.json = {claim, goal, unit, value, met, not_run, machine, rows} from all of them.
+OUT/spine.json = {claim, goal, unit, value, met, not_run, machine, rows} from all of them.  With --jobs, cases compile side
+by side; they take turns where they time (``taxbreak_fx.turn``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +25,7 @@ from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.report.text import terminal
 from taxbreak_fx.request import CUDA_VARIANTS, ReviewRequest
-from taxbreak_fx.supervisor import supervise
+from taxbreak_fx.supervisor import Event, supervise
 
 
 def _case(model: str, phase: Literal["prefill", "decode"], experts: str | None = None) -> ReviewRequest:
@@ -87,19 +89,26 @@ def row(case: str, variant: Variant) -> dict[str, Any]:
     }
 
 
-def measure(name: str, request: ReviewRequest, target: Path) -> Review | None:
+def measure(name: str, request: ReviewRequest, target: Path) -> None:
     """Run one case and save its review, or print why there is none."""
     started = time.monotonic()
+    began = started
+
+    def tell(event: Event) -> None:
+        nonlocal began
+        if event.kind in ("done", "failed"):
+            seconds, began = time.monotonic() - began, time.monotonic()
+            stage = f"{event.stage} {event.variant or ''}".strip()
+            print(f"{name}: {stage}: {event.kind} after {seconds:.1f} s {event.message}", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         try:
-            review = supervise(request, Path(folder), lambda event: None)
+            review = supervise(request, Path(folder), tell)
         except TaxbreakError as error:
             print(f"{name}: {error}", file=sys.stderr)
-            return None
+            return
     review.save(target)
-    print(terminal(review))
-    print(f"{name}: {time.monotonic() - started:.0f} s\n", flush=True)
-    return review
+    print(f"{terminal(review)}\n{name}: {time.monotonic() - started:.0f} s\n", flush=True)
 
 
 def missing(name: str, review: Review | None) -> list[str]:
@@ -114,18 +123,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds of timed pairs per variant")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds one stage may take")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
     parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=None)
     options = parser.parse_args()
-    reviews: dict[str, Review] = {}
-    for name, request in CASES.items():
-        target = options.out / f"spine-{name}.json"
-        if target.exists():
-            reviews[name] = Review.load(target)
-        elif options.only is None or name in options.only:
-            request = msgspec.structs.replace(request, budget_s=options.budget, timeout_s=options.timeout)
-            review = measure(name, request, target)
-            if review is not None:
-                reviews[name] = review
+    files = {name: options.out / f"spine-{name}.json" for name in CASES}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for name in CASES if options.only is None else options.only:
+            if not files[name].exists():
+                request = msgspec.structs.replace(CASES[name], budget_s=options.budget, timeout_s=options.timeout)
+                pool.submit(measure, name, request, files[name])
+    reviews = {name: Review.load(path) for name, path in files.items() if path.exists()}
     rows = [row(name, variant) for name, review in reviews.items() for variant in review.variants]
     value = sum(line["unattributed"] for line in rows)
     not_run = [line for name in CASES for line in missing(name, reviews.get(name))]
