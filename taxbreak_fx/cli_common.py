@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from taxbreak_fx import schema
 from taxbreak_fx.errors import OutputError, UsageError
 from taxbreak_fx.model import Review
 from taxbreak_fx.report.format import plain
+from taxbreak_fx.request import ReviewRequest
 
 if TYPE_CHECKING:
     from taxbreak_fx.supervisor import Event
@@ -61,6 +63,14 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"--out {folder} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def default_folder(request: ReviewRequest) -> Path:
+    """``taxbreak-out/<model>-<phase>-b<batch>-s<seq>`` with a model name that is safe as a folder name."""
+    local = request.model.startswith((".", "/", "~"))
+    name = Path(request.model).name if local else request.model
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "model"
+    return Path("taxbreak-out") / f"{slug}-{request.phase}-b{request.batch}-s{request.seq_len}"
 
 
 @contextmanager

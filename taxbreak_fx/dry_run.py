@@ -22,6 +22,7 @@ from taxbreak_fx.predicted import DryRun, FakeStep
 from taxbreak_fx.request import ReviewRequest
 
 DRY_RUN_TIMEOUT_S = 600.0
+What = Literal["plan", "step", "captured step"]
 
 
 def dry_run(request: ReviewRequest, timeout_s: float = DRY_RUN_TIMEOUT_S, target: str = "h200") -> DryRun:
@@ -35,14 +36,16 @@ def dry_run(request: ReviewRequest, timeout_s: float = DRY_RUN_TIMEOUT_S, target
     return plan
 
 
-def record_apart(request: ReviewRequest, timeout_s: float = DRY_RUN_TIMEOUT_S, target: str = "h200") -> FakeStep:
+def record_apart(
+    request: ReviewRequest, timeout_s: float = DRY_RUN_TIMEOUT_S, target: str = "h200", capturing: bool = False
+) -> FakeStep:
     """As ``absent_step.record_fake_step``, in a process that sees no CUDA device.  Raises as ``dry_run`` does."""
-    step = _apart("step", request, timeout_s, target).step
+    step = _apart("captured step" if capturing else "step", request, timeout_s, target).step
     assert step is not None
     return step
 
 
-def _apart(what: Literal["plan", "step"], request: ReviewRequest, timeout_s: float, target: str) -> Reply:
+def _apart(what: What, request: ReviewRequest, timeout_s: float, target: str) -> Reply:
     """The worker's answer, which is no error.  Raises as ``dry_run`` does."""
     if not timeout_s > 0:
         raise UsageError(f"the time limit must be positive, not {timeout_s:g} s")

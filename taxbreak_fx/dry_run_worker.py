@@ -1,7 +1,7 @@
 """The process that pretends to have a GPU: ``python -m taxbreak_fx.dry_run_worker OUT WHAT REQUEST TARGET``.
 
-``WHAT`` is ``plan`` or ``step``.  It writes one ``Reply`` as JSON to the file ``OUT``; its stdout and stderr belong to
-the libraries.  It must see no CUDA device: whoever starts it hides them.
+``WHAT`` is ``plan``, ``step`` or ``captured step``.  It writes one ``Reply`` as JSON to the file ``OUT``; its stdout
+and stderr belong to the libraries.  It must see no CUDA device: whoever starts it hides them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
         else:
             from taxbreak_fx.absent_step import record_fake_step
 
-            reply = Reply(step=record_fake_step(request, target))
+            reply = Reply(step=record_fake_step(request, target, capturing=what == "captured step"))
     except TaxbreakError as error:
         reply = Reply(error=str(error), exit_code=error.exit_code)
     out.write_bytes(msgspec.json.encode(reply))

@@ -63,12 +63,13 @@ class WorkRow(Record, frozen=True, kw_only=True, array_like=True, tag=2):
 
 
 class SyncRow(Record, frozen=True, kw_only=True, array_like=True, tag=3):
-    """Host time, and a wait for one stream, or for all (null)."""
+    """Host time, and a wait for one stream, or for all (null); ``back_us``: what it takes to return, null: s."""
 
     place: int
     ft_us: float
     ct_us: float
     stream: int | None
+    back_us: float | None = None
 
 
 class HoldRow(Record, frozen=True, kw_only=True, array_like=True, tag=4):
@@ -123,6 +124,8 @@ class StepTimeline(Record, frozen=True, kw_only=True):
                     raise ValueError(f"timeline: row {index} is a {row.kind} of {len(row.pieces)} pieces")
                 for family, _ in row.pieces:
                     self._check("family", family, len(self.families))
+            elif isinstance(row, SyncRow):
+                times.append(row.back_us or 0.0)
             elif isinstance(row, HoldRow):
                 self._check("row", row.until, index)
                 if not isinstance(self.rows[row.until], KernelRow | WorkRow):

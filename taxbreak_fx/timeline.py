@@ -54,9 +54,15 @@ class Work(Record, frozen=True, kw_only=True):
 
 
 class Sync(Record, frozen=True, kw_only=True):
-    """The host waits until ``stream`` is idle; None: until the whole device is."""
+    """The host waits until ``stream`` is idle; None: until the whole device is.  ``back_us``: from then until the call
+    has returned; None: s."""
 
     stream: int | None = None
+    back_us: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.back_us or 0.0) < 0:
+            raise ValueError("a synchronisation returns before the device is idle")
 
 
 class Hold(Record, frozen=True, kw_only=True):
@@ -204,7 +210,7 @@ class Simulator:
             ready=[_ready(item, floors) for item in items],
             gap=[floors.gap_us if work else 0.0 for work in works],
             device=[_device(work, floors) if work else 0.0 for work in works],
-            back=[floors.sync_us if isinstance(item.action, Sync) else 0.0 for item in items],
+            back=[_back(item, floors) for item in items],
             last=floors.sync_us,
             idle=floors.sync_us if floors.idle_sync_us is None else floors.idle_sync_us,
         )
@@ -390,6 +396,13 @@ def _ready(item: Item, floors: Floors) -> float:
         return 0.0
     first = item.action.first_node_us
     return item.launch_us + floors.latency_us if first is None else first
+
+
+def _back(item: Item, floors: Floors) -> float:
+    """From the end of the device's work until the item's synchronisation has returned."""
+    if not isinstance(item.action, Sync):
+        return 0.0
+    return floors.sync_us if item.action.back_us is None else item.action.back_us
 
 
 def _device(work: Work, floors: Floors) -> float:

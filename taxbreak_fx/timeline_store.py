@@ -78,7 +78,8 @@ def _row(item: Item, place: int, families: _Table[str], rounded: _Rounder) -> Ro
     if action is None:
         return LibraryRow(place=place, ft_us=ft, ct_us=ct) if ct else HostRow(place=place, ft_us=ft)
     if isinstance(action, Sync):
-        return SyncRow(place=place, ft_us=ft, ct_us=ct, stream=action.stream)
+        back = None if action.back_us is None else rounded("back", action.back_us)
+        return SyncRow(place=place, ft_us=ft, ct_us=ct, stream=action.stream, back_us=back)
     if isinstance(action, Hold):
         return HoldRow(place=place, ft_us=ft, ct_us=ct, stream=action.stream, until=action.until)
     call = rounded("launch", item.launch_us)
@@ -123,7 +124,7 @@ def _item(row: Row, step: StepTimeline) -> Item:
         pieces = tuple(Piece(us=us, family=step.families[index]) for index, us in row.pieces)
         action = Work(kind=row.kind, stream=row.stream, pieces=pieces, first_node_us=row.first_node_us)
     elif isinstance(row, SyncRow):
-        action = Sync(stream=row.stream)
+        action = Sync(stream=row.stream, back_us=row.back_us)
     elif isinstance(row, HoldRow):
         action = Hold(stream=row.stream, until=row.until)
     return Item(

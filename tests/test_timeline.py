@@ -340,3 +340,13 @@ def test_the_constants_from_what_is_measured() -> None:
     assert launch_latency(3.0, 4.0) == 0.0
     assert kernel_gap(p(1.75), 1.0) == 0.75
     assert sync_return(p(6.0), p(2.5)) == 7.25
+
+
+def test_a_synchronisation_may_return_sooner_than_the_last_one() -> None:
+    # The kernel is issued at 5 and runs 7…17; the host is back at 17 + 3, and after s = 8 where nothing else is told.
+    floors = Floors(latency_us=2.0, gap_us=1.0, graph_gap_us=0.25, sync_us=8.0)
+    for back, host in ((3.0, 20.0), (None, 25.0)):
+        run = simulate(step(item(0.0, 5.0, kernel(10.0)), item(action=Sync(back_us=back)), floors=floors))
+        assert run.host_us == pytest.approx(host)
+    with pytest.raises(ValueError, match="before the device is idle"):
+        Sync(back_us=-1.0)

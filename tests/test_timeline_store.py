@@ -54,13 +54,14 @@ def test_rows_by_hand() -> None:
         item(4.0, family="glue"),
         item(0.0, 5.0, graph(6.0, 7.0, 8.0, family="copy"), family="graph-launch"),
         item(action=Sync(stream=7)),
+        item(action=Sync(stream=7, back_us=1.5)),
         item(action=Hold(stream=9, until=2)),
         item(1.0, ct=2.0, family="glue"),
     )
     found = stored(timeline)
     assert json.loads(msgspec.json.encode(found.rows)) == (
         [[1, 0, 1.0, 0.5, 2.0, 7, 3.0], [0, 1, 4.0], [2, 2, 0.0, 0.0, 5.0, 7, "graph", 6.0, [[3, 7.0], [3, 8.0]]],
-         [3, 3, 0.0, 0.0, 7], [4, 3, 0.0, 0.0, 9, 2], [5, 1, 1.0, 2.0]]
+         [3, 3, 0.0, 0.0, 7, None], [3, 3, 0.0, 0.0, 7, 1.5], [4, 3, 0.0, 0.0, 9, 2], [5, 1, 1.0, 2.0]]
     )  # fmt: skip
     assert (found.families, found.files) == (["gemm", "glue", "graph-launch", "copy"], [LINE.file])
     assert msgspec.to_builtins(found.places) == [[0, 0, 12], [1, None, None], [2, None, None], [0, None, None]]
