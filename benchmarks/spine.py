@@ -4,8 +4,8 @@ or a reason, on GPT-2, Llama-3.2-1B, OLMoE-1B-7B, BERT and ViT, prefill and deco
     python benchmarks/spine.py [--out benchmarks/results] [--budget 2] [--timeout 180] [--jobs 1] [--only CASE ...]
 
 Writes one review per case under OUT/spine-CASE.json, skips the cases whose review is there, and rewrites
-OUT/spine.json = {claim, goal, unit, value, met, not_run, machine, rows} from all of them.  With --jobs, cases compile side
-by side; they take turns where they time (``taxbreak_fx.turn``).
+OUT/spine.json = {claim, goal, unit, value, met, not_run, machine, rows} from all of them.  With --jobs, cases compile
+side by side; they take turns where they time (``taxbreak_fx.turn``).
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from taxbreak_fx.errors import UsageError
-from taxbreak_fx.families import classify_op
 from taxbreak_fx.hardware import (
     PROFILE_VERSION,
     CompiledCosts,
@@ -23,26 +22,22 @@ from taxbreak_fx.hardware import (
     FitStep,
     GraphPoint,
     LaunchCosts,
-    MatrixRate,
-    Point,
     Profile,
     PythonCosts,
 )
-from taxbreak_fx.hardware_costs import MATRIX_FAMILIES, call_of
-from taxbreak_fx.hardware_shapes import work_of
+from taxbreak_fx.hardware_costs import call_of
 from taxbreak_fx.kinds import site_op
 from taxbreak_fx.model import Node, Review, Variant
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.predicted import DryRun, FakeOp, FakeStep
 from taxbreak_fx.profile_measure_draft import numbers, slug
 from taxbreak_fx.profile_measure_fit import Row, family_costs, glue_costs, library_costs, line, op_costs
+from taxbreak_fx.profile_measure_points import RowCall, device_grids, rated
 from taxbreak_fx.record import Percentiles, SourceLine
 from taxbreak_fx.timeline import QUEUE_DEPTH, launch_latency
 
 # A variant whose clocked pieces miss its T_issue by more than this (and 10 µs) gives no host times: docs/method.md.
 CLOSES, CLOSES_US = 0.02, 10.0
-ALIKE = 1.25  # calls of one row whose bytes differ by more are no one point of a grid
-RATED_FLOPS = 1e9  # smaller products tell nothing of the rate at which a device multiplies
 _NOT_HELD = "a review does not hold it: calibrate on the machine"
 
 
@@ -52,14 +47,6 @@ class Source(NamedTuple):
     review: Review
     step: FakeStep
     plan: DryRun | None
-
-
-class _Call(NamedTuple):
-    """One site of the fake step with the row of the review that holds it; ``ops``: its leaf ops that launch."""
-
-    site: int
-    node: Node
-    ops: tuple[FakeOp, ...]
 
 
 def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
@@ -80,7 +67,7 @@ def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
         rows += [row for call in calls[id(source)] if (row := _row(source.step, call)) is not None]
         fit_steps.append(_fit_step(source))
     ops, left_out = op_costs(rows)
-    points = _merged(point for source in sources for point in _points(calls[id(source)]))
+    grids = device_grids([call for source in sources for call in calls[id(source)]], notes)
     machine = sources[0].review.machine
     return Profile(
         profile_version=PROFILE_VERSION,
@@ -96,7 +83,7 @@ def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
         python=numbers(PythonCosts, "python", _glue(fit_steps, reasons), reasons, _NOT_HELD),
         fit_steps=tuple(fit_steps),
         compiled=numbers(CompiledCosts, "compiled", _compiled(sources, notes), reasons, _NOT_HELD),
-        device=_device(points, reasons, notes),
+        device=_device(grids, reasons, notes),
         notes=tuple(notes),
         unmeasured=reasons | left_out,
     )
@@ -132,7 +119,7 @@ def _key(op: str, source: SourceLine | None, module_path: str | None) -> tuple[A
     return op, where, folded(module_path)
 
 
-def _calls(source: Source) -> list[_Call]:
+def _calls(source: Source) -> list[RowCall]:
     """The sites of the fake step that the review has a row for."""
     nodes = {_key(n.op, n.source, n.module_path): n for n in source.review.variant("eager").nodes}
     launching: dict[int | None, list[FakeOp]] = collections.defaultdict(list)
@@ -140,13 +127,13 @@ def _calls(source: Source) -> list[_Call]:
         if op.device == "cuda" and op.kernels != 0:
             launching[op.site].append(op)
     return [
-        _Call(index, node, tuple(launching[index]))
+        RowCall(index, node, tuple(launching[index]))
         for index, site in enumerate(source.step.sites)
         if (node := nodes.get(_key(site_op(site), site.source, site.module_path))) is not None
     ]
 
 
-def _row(step: FakeStep, call: _Call) -> Row | None:
+def _row(step: FakeStep, call: RowCall) -> Row | None:
     node, count = call.node, call.node.count
     if node.ft_us is None:
         return None
@@ -182,87 +169,14 @@ def _glue(steps: Sequence[FitStep], reasons: dict[str, str]) -> dict[str, float]
     return names | {"glue_error": glue.error}
 
 
-class _Placed(NamedTuple):
-    family: str
-    dtype: str
-    case: str
-    point: Point
-
-
-def _points(calls: Iterable[_Call]) -> Iterable[_Placed]:
-    """One per row of the review whose calls launch one op each, all of about one size."""
-    rows: dict[int, list[_Call]] = collections.defaultdict(list)
-    for call in calls:
-        rows[id(call.node)].append(call)
-    for same in rows.values():
-        node = same[0].node
-        if not node.device_us or not node.kernels or any(len(call.ops) != 1 for call in same):
-            continue
-        ops = [call.ops[0] for call in same]
-        sizes = [op.read_bytes + op.written_bytes for op in ops]
-        if len({op.op for op in ops}) != 1 or max(sizes) > ALIKE * min(sizes) or not max(sizes):
-            continue
-        first = ops[0]
-        work, kind = work_of(first.key), classify_op(first.op, "cuda", dtype=first.dtype, inputs=first.inputs)
-        yield _Placed(
-            kind.family,
-            first.dtype or "",
-            work.case,
-            Point(
-                bytes=statistics.fmean(sizes),
-                flops=statistics.fmean(op.flops or 0.0 for op in ops),
-                us=node.device_us / node.count,
-                shape=work.shape,
-                kernels=node.kernels / node.count,
-            ),
-        )
-
-
-def _merged(points: Iterable[_Placed]) -> list[FamilyGrid]:
-    """Grids of the points; equal work met twice is one point, at its median."""
-    grids: dict[tuple[str, str, str], dict[tuple[Any, ...], list[Point]]] = {}
-    for placed in points:
-        at = (placed.point.bytes, placed.point.flops, placed.point.shape)
-        grids.setdefault((placed.family, placed.dtype, placed.case), {}).setdefault(at, []).append(placed.point)
-    return [
-        FamilyGrid(
-            family=family,
-            dtype=dtype,
-            case=case,
-            points=tuple(
-                Point(
-                    bytes=same[0].bytes,
-                    flops=same[0].flops,
-                    us=statistics.median(point.us for point in same),
-                    shape=same[0].shape,
-                    kernels=statistics.fmean(point.kernels or 0.0 for point in same),
-                )
-                for _, same in sorted(work.items(), key=lambda item: (item[0][0], item[0][1]))
-            ),
-        )
-        for (family, dtype, case), work in sorted(grids.items())
-    ]
-
-
 def _device(grids: Sequence[FamilyGrid], reasons: dict[str, str], notes: list[str]) -> DeviceCosts:
-    """Rates are the best that a call of the reviews reached: below what the device can do."""
-    points = [(grid, point) for grid in grids for point in grid.points]
-    if not points:
+    if not grids:
         reasons["device"] = "no row of the reviews has device times"
         return DeviceCosts()
-    best: dict[str, float] = {}
-    for grid, point in points:
-        if grid.family in MATRIX_FAMILIES and point.flops >= RATED_FLOPS:
-            best[grid.dtype] = max(best.get(grid.dtype, 0.0), point.flops / point.us / 1e6)
     for name in ("read_gb_s", "write_gb_s", "l2_bytes", "memory_bytes"):
         reasons[f"device.{name}"] = _NOT_HELD
     notes.append("bandwidth, matrix rates and the shortest kernel are the best that a call of the reviews reached")
-    return DeviceCosts(
-        copy_gb_s=max(point.bytes / point.us / 1e3 for _, point in points),
-        null_us=min(point.us / max(1.0, point.kernels or 1.0) for _, point in points),
-        rates=tuple(MatrixRate(dtype=dtype, tflops=rate) for dtype, rate in sorted(best.items())),
-        grids=tuple(grids),
-    )
+    return rated(grids)
 
 
 def _launch(sources: Sequence[Source], notes: list[str], reasons: dict[str, str]) -> dict[str, float]:
