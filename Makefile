@@ -16,8 +16,10 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 endif
 
+SARIF_SCHEMA := build/sarif/package/lib/schemas/sarif-2.1.0-rtm.5.json
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types clean
+.PHONY: help install demo test test-tools lint format types clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 4
@@ -34,8 +36,19 @@ demo: $(STAMP)
 	$(RUN) -c 'import sys; from taxbreak_fx.cli import entry; sys.exit(entry())' \
 		review gpt2 --phase decode --device auto --out build/demo
 
-test: $(STAMP)
+test: $(STAMP) test-tools
 	$(RUN) -m pytest -q
+
+# What two tests use beside Python packages: a browser, and the official schema of SARIF.  Best effort: without one, its
+# test is skipped and says so.
+test-tools: $(STAMP)
+ifneq ($(USE_SYSTEM),1)
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } || echo "no chromium: its tests are skipped"
+	@[ -s $(SARIF_SCHEMA) ] || { mkdir -p build/sarif && cd build/sarif \
+		&& npm pack --silent --fetch-retries=0 @microsoft/jest-sarif@1.0.0-beta.0 >/dev/null \
+		&& tar xzf *.tgz package/lib/schemas/sarif-2.1.0-rtm.5.json; } || echo "no SARIF schema: its test is skipped"
+endif
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

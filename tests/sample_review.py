@@ -18,8 +18,6 @@ Simulated: eager 990 of 1000 µs (-1 %), removed in order ΔFT 560, ΔCT 180, la
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from taxbreak_fx.machine import Calibration, Conditions, LaunchPath, Machine
 from taxbreak_fx.model import (
     Breakdown,
@@ -242,13 +240,3 @@ def sample_review() -> Review:
         ],
         notes=["numbers are synthetic"],
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    # Renew the golden reports after a wanted change, then read the diff: python tests/sample_review.py
-    from taxbreak_fx.report.markdown import markdown
-    from taxbreak_fx.report.text import terminal
-
-    golden = Path(__file__).parent / "golden"
-    (golden / "review.txt").write_text(terminal(sample_review()), encoding="utf-8")
-    (golden / "review.md").write_text(markdown(sample_review()), encoding="utf-8")

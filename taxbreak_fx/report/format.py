@@ -57,6 +57,12 @@ def ms(value_us: float | None) -> str:
     return MISSING if value_us is None else number(value_us / 1e3)
 
 
+def change(value_us: float) -> str:
+    """A difference in ms with its sign, a minus sign that is no hyphen."""
+    text = ms(value_us)
+    return f"+{text}" if text[0].isdigit() and value_us > 0 else text.replace("-", "−", 1)
+
+
 def term(value_us: float | None, noise_us: float | None) -> str:
     """A cost in ms.  A negative within ``noise_us`` is a residual's noise and shows as ``≈0``; the file keeps it."""
     if value_us is not None and noise_us is not None and -noise_us <= value_us < 0:
@@ -70,13 +76,14 @@ def difference(value_us: float | None, noise_us: float | None) -> str:
 
 
 def interval(value: Interval | None, scale: float = 1.0) -> str:
-    """``median [low high]`` after multiplication by ``scale``, all three with the decimals of the median."""
+    """``median [low high]`` after multiplication by ``scale``, all three with the decimals of the median; the median
+    alone where nothing was repeated and it is known to be all there is."""
     if value is None:
         return MISSING
     middle = abs(value.median * scale)
     digits = _decimals(middle) if middle >= 0.01 else 6  # three decimals would show a small median as 0.000
     median, low, high = (f"{part * scale:,.{digits}f}" for part in (value.median, value.low, value.high))
-    return f"{median} [{low} {high}]"
+    return median if value.samples == 0 and low == high else f"{median} [{low} {high}]"
 
 
 def index(value: float | None) -> str:

@@ -19,8 +19,9 @@ from taxbreak_fx.whatif_prices import Coverage
 
 MIB = 2**20
 ADD_UP = (
-    "Launches, ΔFT, ΔCT, ΔKT and bytes add up over groups, since no op is in two. Exposed, the wall time saved, does not:\n"
-    "each row, and the last, is simulated with all its groups fused at once. A CUDA graph removes the same launches."
+    "Launches, ΔFT, ΔCT, ΔKT and bytes add up over groups, since no op is in two. Exposed, the wall time saved, does "
+    "not:\neach row, and the last, is simulated with all its groups fused at once. "
+    "A CUDA graph removes the same launches."
 )
 SCORE = "score: of pairs of fusible ops of which one reads the other, the share that both fuse, or neither does"
 OVERLAP = "overlap: of pairs that either puts into one kernel, directly or not, the share that both do"

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from tabulate import DataRow, TableFormat, tabulate
 
 from taxbreak_fx.model import Review
 from taxbreak_fx.report import content
+from taxbreak_fx.report.findings import terminal_lines
 from taxbreak_fx.report.format import clip, shorten
 from taxbreak_fx.report.tables import Column, Table
 
 MAX_LINES = 40
-# Chosen so that both tables, their lines and the notes fit; the ops table takes the lines that are left.
-MAX_ROWS = 7
-MAX_VARIANT_LINES, MAX_REMOVED_LINES = 5, 3
-MAX_NOTES = 4
-MAX_OPS = 10
+MAX_OPS, FEW_OPS = 10, 3
+MAX_FINDINGS = 5
 MIN_FLEXIBLE = 12
 
 _FORMAT = TableFormat(
     lineabove=None, linebelowheader=None, linebetweenrows=None, linebelow=None, headerrow=None,
     datarow=DataRow("", " ", ""), padding=0, with_header_hide=None,
 )  # fmt: skip
+
+
+class _Room(NamedTuple):
+    """Rows of the variants table and of the other one, lines under each, and the fewest notes."""
+
+    variants: int
+    removed: int
+    variant_lines: int
+    removed_lines: int
+    notes: int
+
+
+# Chosen so that all of it fits, with the findings or without.  Notes, up to so many, and the ops table take the lines
+# that are left; a few ops come before the last notes.
+MAX_NOTES = 4
+_ALONE, _WITH_FINDINGS = _Room(7, 7, 5, 3, 4), _Room(7, 5, 4, 1, 2)
 
 
 def terminal(review: Review, width: int = 100) -> str:
@@ -35,33 +50,37 @@ def terminal(review: Review, width: int = 100) -> str:
     reference = content.reference(review)
     base = reference.name if reference else "eager"
     removed = content.removed_table(review, base)
-    body = _section(variants, width, MAX_VARIANT_LINES)
-    body += _section(removed, width, MAX_REMOVED_LINES) if removed else []
+    room = _WITH_FINDINGS if review.findings else _ALONE
+    body = _section(variants, width, room.variants, room.variant_lines)
+    found = terminal_lines(review, MAX_FINDINGS)
+    body += ["", *found] if found else []
+    body += _section(removed, width, room.removed, room.removed_lines) if removed else []
     nodes = content.top_nodes(review, MAX_OPS)[1]
     notes = [*content.other_notes(review), *content.missing_notes(review, base, nodes)]
     notes += content.near_zero_note([variants])
-    foot = ["", content.HDBI_MEANING, *_limited(notes, MAX_NOTES, "notes")]
-    # The ops table comes with a blank line, a title, a header and a rule.
-    left = MAX_LINES - len(head) - len(body) - len(foot) - 4
+    # The foot has two lines beside the notes; the ops table comes with a blank line, a title, a header and a rule.
+    left = MAX_LINES - len(head) - len(body) - 6
+    foot = ["", content.HDBI_MEANING, *_limited(notes, min(MAX_NOTES, max(room.notes, left - FEW_OPS)), "notes")]
+    left -= len(foot) - 2
     ops = content.ops_table(review, min(MAX_OPS, left)) if left > 0 else None
-    lines = [*head, *body, *(_section(ops, width, 0) if ops else []), *foot]
+    lines = [*head, *body, *(_section(ops, width, MAX_OPS, 0) if ops else []), *foot]
     return "\n".join(clip(line.rstrip(), width) for line in lines) + "\n"
 
 
-def _section(table: Table, width: int, under: int) -> list[str]:
-    """A blank line, the title, the table, and at most ``under`` of its lines."""
+def _section(table: Table, width: int, rows: int, under: int) -> list[str]:
+    """A blank line, the title, at most ``rows`` of the table, and at most ``under`` of its lines."""
     shown, below = table, _limited(table.under, under, "lines")
-    if under and len(table.rows) > MAX_ROWS:
-        shown = replace(table, rows=table.rows[: MAX_ROWS - 1])
-        below = [f"… and {len(table.rows) - MAX_ROWS + 1} more rows: see review.json", *below]
+    if len(table.rows) > rows:
+        shown = replace(table, rows=table.rows[: rows - 1])
+        below = [f"… and {len(table.rows) - rows + 1} more rows: see review.json", *below]
     lines, dropped = render(shown, width)
     title = f"{table.title}; no room for: {', '.join(dropped)}" if dropped else table.title
     return ["", title, *lines, *below]
 
 
 def _limited(lines: tuple[str, ...] | list[str], limit: int, what: str) -> list[str]:
-    if len(lines) <= limit:
-        return list(lines)
+    if len(lines) <= limit or not limit:
+        return list(lines[:limit])
     return [*lines[: limit - 1], f"… and {len(lines) - limit + 1} more {what}: see review.json"]
 
 
