@@ -19,6 +19,7 @@ from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.compare import compare_all
 from taxbreak_fx.decompose import equal_outputs
 from taxbreak_fx.errors import MeasurementError, OutputError
+from taxbreak_fx.findings import with_findings
 from taxbreak_fx.machine import Machine
 from taxbreak_fx.merge import merge
 from taxbreak_fx.model import GraphInfo, Review, StepInfo, Variant
@@ -251,7 +252,7 @@ class Session:
             variants.append(_finished(decompose(recording, base)))
         timed = {item.variant: item.timing for item in recordings if item.timing is not None}
         variants += [Variant.unavailable(n, "skipped", why) for n, why in self.options.skipped(self.device).items()]
-        return Review(
+        review = Review(
             tool_version=__version__,
             origin="measured",
             scope="captured graphs",
@@ -263,6 +264,7 @@ class Session:
             graphs=[graph.info for graph in self.graphs],
             notes=notes,
         )
+        return with_findings(review)
 
     def _names(self) -> list[str]:
         found = [name for graph in self.graphs for name in (*graph.timings, *graph.failures, *graph.skipped)]

@@ -93,6 +93,7 @@ class Draft:
             notes=self.notes,
             unmeasured=self.reasons,
             output_check=self.timing.output_check,
+            graph_skips=self.timing.graph_skips,
             nodes=self.nodes,
             replay=self.replay,
             **self.fields,

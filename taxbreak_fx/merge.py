@@ -94,6 +94,7 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
         output_failure=failure,
         output_floor=floor,
         graphs=[graph for timing in timings for graph in timing.graphs],
+        graph_skips=[skip for timing in timings for skip in timing.graph_skips],
         notes=list(dict.fromkeys(note for timing in timings for note in timing.notes)),
     )
 

@@ -251,13 +251,25 @@ class Prediction(Record, frozen=True, kw_only=True):
     error: float | None = None
 
 
+class GraphSkip(Record, frozen=True, kw_only=True):
+    """Inductor's reason for leaving a graph, or (``partition``) one op between two graphs, out of CUDA graphs.
+
+    ``source``: the author's line that Inductor names.
+    """
+
+    reason: str
+    source: SourceLine | None
+    partition: bool = False
+
+
 class Variant(Measured, frozen=True, kw_only=True):
     """One way of running the step, measured, or predicted (``origin``) from a measured one.
 
     Counts are per step.  ``launches`` are kernel- and graph-launch API calls (M), ``graph_launches`` those of them
     that launch a graph, ``memops`` device copies and fills.  ``device_active_us`` is the union of device activity,
     ``device_sum_us`` the sum.  ``exposed`` is null where the variant was not measured, and in files before 2.1.
-    ``timeline``: what ``exposed`` was simulated from; null where there is none.
+    ``timeline``: what ``exposed`` was simulated from; null where there is none.  ``graph_skips``: what Inductor left
+    out of CUDA graphs; none in files before 2.2.
     """
 
     MEASUREMENTS = (
@@ -304,6 +316,7 @@ class Variant(Measured, frozen=True, kw_only=True):
     exposed: Exposed | None = None
     timeline: StepTimeline | None = None
     prediction: Prediction | None = None
+    graph_skips: list[GraphSkip] = []
     nodes: list[Node] = []
     replay: list[FamilyReplay] = []
 
@@ -383,12 +396,20 @@ class Comparison(Measured, frozen=True, kw_only=True):
 
 
 class GraphInfo(Record, frozen=True, kw_only=True):
-    """A Dynamo graph: its compile id (frame/recompile), its size, and why capture ended there."""
+    """A Dynamo graph: its compile id (frame/recompile), its size, and why capture ended there.
+
+    ``recompile_reason``: the guard of an earlier graph of the same frame that failed, in Dynamo's words, and
+    ``recompile_source`` the author's line that it guards.  ``frame``: first line of the author's function that the
+    graph begins in.  Null in files before 2.2, and where Dynamo does not tell.
+    """
 
     compile_id: str
     nodes: int
     break_reason: str | None
     source: SourceLine | None
+    recompile_reason: str | None = None
+    recompile_source: SourceLine | None = None
+    frame: SourceLine | None = None
 
 
 class Review(Record, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ import msgspec
 from taxbreak_fx import __version__, hardware_scale
 from taxbreak_fx.compare import LADDER, LEAST_EFFECT, verdict_of
 from taxbreak_fx.errors import UncoveredError, UsageError
+from taxbreak_fx.findings import with_findings
 from taxbreak_fx.hardware import BY_HAND, HostScore, Profile
 from taxbreak_fx.machine import Calibration, Conditions, Machine
 from taxbreak_fx.model import Comparison, Removed, Review, Variant
@@ -75,7 +76,7 @@ def predict(
         "eager-graph": lambda: captured if isinstance(captured, str) else eager_graph(captured or step, profile),
     }
     variants += [_made(name, builders[name], profile) for name in chosen[1:]]
-    return Review(
+    made = Review(
         tool_version=__version__,
         origin="predicted",
         model=step.model,
@@ -85,6 +86,7 @@ def predict(
         comparisons=_comparisons(variants),
         notes=_notes(step, plan, profile),
     )
+    return with_findings(made)
 
 
 def _made(name: str, build: Callable[[], Layout | str], profile: Profile) -> Variant:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 from taxbreak_fx.machine import Calibration, Machine
-from taxbreak_fx.model import GraphInfo, OutputCheck, StepInfo
+from taxbreak_fx.model import GraphInfo, GraphSkip, OutputCheck, StepInfo
 from taxbreak_fx.record import Percentiles, Record, SourceLine
 
 
@@ -164,6 +164,7 @@ class Timing(Record, frozen=True, kw_only=True):
     output_failure: str | None = None
     output_floor: float
     graphs: list[GraphInfo] = []
+    graph_skips: list[GraphSkip] = []
     notes: list[str] = []
 
 

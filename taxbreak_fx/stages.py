@@ -15,6 +15,7 @@ from taxbreak_fx import __version__
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.compare import compare_all
 from taxbreak_fx.errors import FormatError, OutputError
+from taxbreak_fx.findings import with_findings
 from taxbreak_fx.machine import Calibration, DevicePath, Machine
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.record import Percentiles, Record
@@ -24,8 +25,8 @@ from taxbreak_fx.timeline import kernel_gap
 Kind = Literal["host", "timing", "frame", "trace", "floor"]
 INTERRUPTED = "interrupted by the user"
 NOT_REACHED = "not reached"
-Result = HostFacts | Timing | Frame | Trace | LaunchFloor
 WAITING = b"null"  # a worker's line while another process measures on its device: no reply yet
+Result = HostFacts | Timing | Frame | Trace | LaunchFloor
 _TYPES: dict[str, type[Record]] = {
     "host": HostFacts,
     "timing": Timing,
@@ -130,7 +131,7 @@ def assemble(
     finished: list[Variant] = [decompose(item, eager) for item in recordings]
     timings = {item.variant: item.timing for item in recordings if item.timing is not None}
     graphs = next((timing.graphs for name, timing in timings.items() if timing.graphs), [])
-    return Review(
+    review = Review(
         tool_version=__version__,
         origin="measured",
         model=facts.model,
@@ -141,6 +142,7 @@ def assemble(
         graphs=graphs,
         notes=list(notes),
     )
+    return with_findings(review)
 
 
 def recording(

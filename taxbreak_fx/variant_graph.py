@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taxbreak_fx.errors import CaptureError, UsageError
+from taxbreak_fx.model import GraphSkip
 from taxbreak_fx.observe import Labels, graph_replays, instrument_graph, ticked_code, wrapper_sites
 from taxbreak_fx.probes import Probe
 from taxbreak_fx.ticks import Spot, node_spots
@@ -33,6 +34,7 @@ class Compiled:
     seconds: float
     modules: list[types.ModuleType] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    graph_skips: list[GraphSkip] = field(default_factory=list)
 
 
 def compile_graph(name: str, gm: torch.fx.GraphModule, example_inputs: list[Any], mode: str) -> Compiled:
@@ -42,10 +44,11 @@ def compile_graph(name: str, gm: torch.fx.GraphModule, example_inputs: list[Any]
     """
     modules: list[types.ModuleType] = []
     notes: list[str] = []
+    skips: list[GraphSkip] = []
     started = time.perf_counter()
-    with graph_skips(notes):
+    with graph_skips(notes, skips):
         run = _compile(name, gm, example_inputs, mode, modules)
-    return Compiled(name, run, time.perf_counter() - started, modules, notes)
+    return Compiled(name, run, time.perf_counter() - started, modules, notes, skips)
 
 
 def _compile(
@@ -110,6 +113,7 @@ class GraphVariant(Built):
 
         super().__init__(call_with_grad if grad else call)
         self.notes = compiled.notes
+        self.graph_skips = compiled.graph_skips if self.graphed else []
 
     def prepare(self) -> None:
         if self.graphed:

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from taxbreak_fx.errors import CaptureError, UsageError
-from taxbreak_fx.model import StepInfo
+from taxbreak_fx.model import GraphSkip, StepInfo
 from taxbreak_fx.observe import Label
 from taxbreak_fx.probes import ClockProbe, CountProbe
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.request import CUDA_VARIANTS
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.ticks import Ticks
@@ -192,11 +193,19 @@ def test_what_inductor_says_when_it_does_not_graph_becomes_a_note() -> None:
 
     warning = cudagraph_utils.cudagraphs_log.warning
     notes: list[str] = []
-    with graph_skips(notes):
+    skips: list[GraphSkip] = []
+    with graph_skips(notes, skips):
         for _ in range(2):
-            cudagraph_utils.cudagraphs_log.warning("skipping cudagraphs due to %s\n  found here", "cpu device")
+            cudagraph_utils.cudagraphs_log.warning(
+                "skipping cudagraphs due to %s. Found from : \n  File \"/home/author/toy.py\", line 7, in forward\n",
+                "cpu device (arg0)",
+            )
         cudagraph_utils.cudagraphs_log.warning("100 % of it")
-    assert notes == ["skipping cudagraphs due to cpu device found here", "100 % of it"]
+    assert notes == [
+        'skipping cudagraphs due to cpu device (arg0). Found from : File "/home/author/toy.py", line 7, in forward',
+        "100 % of it",
+    ]
+    assert skips == [GraphSkip(reason="cpu device (arg0)", source=SourceLine(file="/home/author/toy.py", line=7))]
     assert cudagraph_utils.cudagraphs_log.warning == warning
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from taxbreak_fx.errors import CaptureError
+from taxbreak_fx.model import GraphSkip
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.variants import Built, build, graph_skips
 from taxbreak_fx.workload import Workload
@@ -29,8 +30,8 @@ class Bench:
 
     def __init__(self, workload: Workload, device: Literal["cuda", "cpu"], budget_s: float) -> None:
         self.workload, self.device, self.budget_s = workload, device, budget_s
-        self.roots: list[Any] = [workload.call, workload.args, dict(workload.kwargs), *workload.state]
         self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.roots: list[Any] = [workload.call, workload.args, dict(workload.kwargs), *workload.state]
         self.sync: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else _nothing
         self.snapshot = Snapshot(self.roots)
         with torch.no_grad():
@@ -49,7 +50,8 @@ class Bench:
         self.sync()
         started = time.perf_counter()
         notes: list[str] = []
-        with torch.no_grad(), graph_skips(notes):
+        skips: list[GraphSkip] = []
+        with torch.no_grad(), graph_skips(notes, skips):
             built = build(name, self.workload, self.snapshot)
             for _ in range(built.build_calls):
                 self.step(built)
@@ -59,6 +61,7 @@ class Bench:
                 if len(built.graphs) == known:
                     break
         built.notes += notes
+        built.graph_skips += skips if built.graphed else []
         return built, time.perf_counter() - started
 
     def step(self, built: Built) -> Any:

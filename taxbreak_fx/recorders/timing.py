@@ -204,6 +204,7 @@ def time_built(
         output_failure=check_failure,
         output_floor=reference.floor,
         graphs=built.graphs,
+        graph_skips=built.graph_skips,
         notes=list(dict.fromkeys(built.notes)),
     )
 
