@@ -236,12 +236,21 @@ def _graph_steps(review: Review) -> Iterable[tuple[Variant, int]]:
 
 
 def _graphs(sources: Sequence[Source]) -> list[GraphPoint]:
-    found = []
+    """The line through the graphs' launches at the fewest and the most nodes met: single ones differ by the copies
+    among their nodes, and must not set the slope beyond them.  The launches themselves where they do not grow."""
+    met: list[tuple[int, float, float]] = []
     for source in sources:
         for variant, nodes in _graph_steps(source.review):
             assert variant.launch_us is not None and variant.breakdown is not None
-            found.append(GraphPoint(nodes=nodes, host_us=variant.launch_us, first_node_us=variant.breakdown.kt_us))
-    return sorted(found, key=lambda point: point.nodes)
+            met.append((nodes, variant.launch_us, variant.breakdown.kt_us or 0.0))
+    try:
+        host, first = line([(nodes, us) for nodes, us, _ in met]), line([(nodes, us) for nodes, _, us in met])
+    except ValueError:
+        return [GraphPoint(nodes=nodes, host_us=us, first_node_us=start) for nodes, us, start in sorted(met)]
+    return [
+        GraphPoint(nodes=at, host_us=host[0] + host[1] * at, first_node_us=first[0] + first[1] * at)
+        for at in (min(met)[0], max(met)[0])
+    ]
 
 
 def _compiled(sources: Sequence[Source], notes: list[str]) -> dict[str, float]:
