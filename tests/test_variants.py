@@ -197,7 +197,7 @@ def test_what_inductor_says_when_it_does_not_graph_becomes_a_note() -> None:
     with graph_skips(notes, skips):
         for _ in range(2):
             cudagraph_utils.cudagraphs_log.warning(
-                "skipping cudagraphs due to %s. Found from : \n  File \"/home/author/toy.py\", line 7, in forward\n",
+                'skipping cudagraphs due to %s. Found from : \n  File "/home/author/toy.py", line 7, in forward\n',
                 "cpu device (arg0)",
             )
         cudagraph_utils.cudagraphs_log.warning("100 % of it")

@@ -140,13 +140,10 @@ def origin(review: Review, stands: list[Stand]) -> str:
     if REST in terms:
         return "Host and device are one thread, so ΔFT, ΔCT and device time add up to T_host."
     order = ", ".join(LABELS.get(name, name) for name in stands[0].terms)
-    return (
-        f"Exposed time by ordered removal ({order}) of the simulated step"
-        + (
-            "; the variants table says how far the simulated wall is off the measured one."
-            if any(stand.wall_us != stand.measured_us for stand in stands)
-            else "."
-        )
+    return f"Exposed time by ordered removal ({order}) of the simulated step" + (
+        "; the variants table says how far the simulated wall is off the measured one."
+        if any(stand.wall_us != stand.measured_us for stand in stands)
+        else "."
     )
 
 
