@@ -77,7 +77,7 @@ class _Stream(OpRecorder):
 
 def needs_data(func: Any, source: SourceLine | None) -> CaptureError:
     """The error for an op at ``source`` whose result depends on content that a fake tensor does not have."""
-    where = f" at {source.file}:{source.line}" if source is not None else ""
+    where = f" at {source}" if source is not None else ""
     return CaptureError(
         f"{func}{where} needs the data of a tensor, and a step that is not run has none: "
         "choose an implementation whose ops do not depend on data (for experts: grouped_mm or batched_mm)"

@@ -217,7 +217,7 @@ def _end(graph: StepGraph, search: Groups, root: int) -> tuple[EndCode, str]:
         "order", "it became possible only after later merges; the search does not go back"
     )
     op = graph.ops[reader]
-    where = f" ({op.source.file}:{op.source.line})" if op.source else ""
+    where = f" ({op.source})" if op.source else ""
     return refusal.code, f"{op.op}{where} reads its result: {refusal.text}"
 
 

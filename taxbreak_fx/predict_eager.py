@@ -62,7 +62,7 @@ def eager_graph(step: FakeStep, profile: Profile) -> Layout | str:
     waiting = [(site, op) for site, _, ops in calls for op in ops if waits(op)]
     if waiting:
         site, op = waiting[0]
-        line = f" ({site.source.file}:{site.source.line})" if site.source is not None else ""
+        line = f" ({site.source})" if site.source is not None else ""
         return f"{NO_GRAPH}, and the step waits {len(waiting)} times: first in {op.op}{line}"
     held = [_place(site, call, launcher.of(call, ops).launches) for site, call, ops in calls]
     held = [place for place in held if place.launches]

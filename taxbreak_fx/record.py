@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 import msgspec
@@ -62,6 +63,20 @@ class SourceLine(Record, frozen=True, kw_only=True):
 
     file: str
     line: int
+
+    def __str__(self) -> str:
+        """As messages name it: a file of an installed package from that package's folder on."""
+        return f"{package_path(self.file) or self.file}:{self.line}"
+
+
+def package_path(file: str) -> str | None:
+    """The part of ``file`` below the folder that packages are installed in; None for a file that is in none."""
+    parts = PurePosixPath(file.replace("\\", "/")).parts
+    for folder in ("site-packages", "dist-packages"):
+        if folder in parts:
+            rest = parts[len(parts) - parts[::-1].index(folder) :]
+            return "/".join(rest) or None
+    return None
 
 
 def check_sum(name: str, parts: float, total: float) -> None:

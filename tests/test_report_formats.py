@@ -22,9 +22,9 @@ from taxbreak_fx.cli import main
 from taxbreak_fx.errors import FormatError
 from taxbreak_fx.finding import Finding
 from taxbreak_fx.model import Review, Variant
-from taxbreak_fx.record import SourceLine
+from taxbreak_fx.record import SourceLine, package_path
 from taxbreak_fx.report.chrome_trace import chrome_trace
-from taxbreak_fx.report.findings import package_path, saving
+from taxbreak_fx.report.findings import saving
 from taxbreak_fx.report.github import github
 from taxbreak_fx.report.html import html
 from taxbreak_fx.report.lanes import lanes
@@ -126,6 +126,11 @@ def test_no_path_leads_out_of_the_root() -> None:
     assert relative("../../etc/x.py", "/home/a") is None
     assert relative("/home/a/../b/x.py", "/home/a") is None
     assert package_path("/x/site-packages") is None and package_path("/x/y.py") is None
+
+
+def test_messages_name_a_file_of_a_package_from_its_folder_on() -> None:
+    assert str(SourceLine(file=LIBRARY_FILE, line=3)) == "transformers/models/toy/modeling_toy.py:3"
+    assert str(SourceLine(file="/home/a/toy/x.py", line=3)) == "/home/a/toy/x.py:3"
 
 
 def test_a_message_holds_no_link_and_no_placeholder() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 from taxbreak_fx.finding import Finding
 from taxbreak_fx.model import Review
@@ -118,13 +117,3 @@ def by_line(review: Review) -> Iterator[tuple[str, int, int]]:
     for index, finding in enumerate(review.findings):
         if finding.source is not None:
             yield finding.source.file, finding.source.line, index
-
-
-def package_path(file: str) -> str | None:
-    """The part of ``file`` below the folder that packages are installed in; None for a file that is in none."""
-    parts = PurePosixPath(file.replace("\\", "/")).parts
-    for folder in ("site-packages", "dist-packages"):
-        if folder in parts:
-            rest = parts[len(parts) - parts[::-1].index(folder) :]
-            return "/".join(rest) or None
-    return None

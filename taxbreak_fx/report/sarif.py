@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 from taxbreak_fx.finding import Finding
 from taxbreak_fx.model import Review
+from taxbreak_fx.record import package_path
 from taxbreak_fx.report.content import headline
-from taxbreak_fx.report.findings import message, package_path
+from taxbreak_fx.report.findings import message
 from taxbreak_fx.report.format import plain
 
 VERSION = "2.1.0"
