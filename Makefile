@@ -1,5 +1,5 @@
 # Every target does its own set-up: python3 (3.11 or later) with venv and pip, and a C++ compiler, are all it needs.
-#   make demo                 review GPT-2's decode step on this machine (CUDA if there is one)
+#   make demo                 review GPT-2's decode step here; without a GPU, also predict it on an H200
 #   make test lint types      the checks
 #   USE_SYSTEM=1 make demo    no virtual environment: run with $(PYTHON)'s own packages (a machine without a network)
 
@@ -33,8 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(RUN) -c 'import sys; from taxbreak_fx.cli import entry; sys.exit(entry())' \
-		review gpt2 --phase decode --device auto --out build/demo
+	$(RUN) scripts/demo.py
 
 test: $(STAMP) test-tools
 	$(RUN) -m pytest -q

@@ -12,7 +12,9 @@ from unittest import mock
 import msgspec
 import torch
 
-from taxbreak_fx.absent_gpu import gpu, pretending
+from taxbreak_fx import state
+from taxbreak_fx.absent_gpu import AbsentGpu, gpu, pretending
+from taxbreak_fx.errors import DeviceError
 from taxbreak_fx.fake_step import record_step, step_calls
 from taxbreak_fx.known_values import KnownValues
 from taxbreak_fx.models import load
@@ -49,6 +51,13 @@ class AbsentStep:
         held = {id(tensor): tensor for tensor in (*call.parameters(), *call.buffers())}
         return sum(tensor.numel() * tensor.itemsize for tensor in held.values())
 
+    @property
+    def input_bytes(self) -> int:
+        """Memory behind the step's inputs, its cache among them."""
+        given = state.tensors_of([self.workload.args, self.workload.kwargs, self.workload.state])
+        storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in given}
+        return sum(storages.values())
+
 
 @contextlib.contextmanager
 def absent_step(request: ReviewRequest, target: str) -> Iterator[AbsentStep]:
@@ -74,11 +83,12 @@ def record_fake_step(request: ReviewRequest, target: str = "h200", capturing: bo
 
     ``capturing``: as it would under capture of a CUDA graph, where models leave out what a graph cannot hold.
 
-    It runs where no CUDA device is visible; ``dry_run.record_apart`` sees to that.  Raises as ``absent_step`` does, and
-    ``CaptureError`` where the step needs the data of a tensor.
+    It runs where no CUDA device is visible; ``dry_run.record_apart`` sees to that.  Raises as ``absent_step`` does,
+    ``DeviceError`` where ``target`` has no room for it, and ``CaptureError`` where it needs the data of a tensor.
     """
     started = time.perf_counter()
     with absent_step(request, target) as made, _capturing(capturing):
+        _require_room(made, gpu(target))
         sites, ops = record_step(made.workload, made.known, made.top_k)
         modules, functions = step_calls(made.workload, made.known)
         return FakeStep(
@@ -93,6 +103,19 @@ def record_fake_step(request: ReviewRequest, target: str = "h200", capturing: bo
             weight_bytes=made.weight_bytes,
             versions=versions(),
             seconds=time.perf_counter() - started,
+        )
+
+
+def _require_room(made: AbsentStep, target: AbsentGpu) -> None:
+    """Raise ``DeviceError`` for a step whose weights and inputs alone are more than the GPU's memory.
+
+    What it makes on its way comes on top and is not known before it runs.
+    """
+    needed = made.weight_bytes + made.input_bytes
+    if needed > target.total_memory:
+        raise DeviceError(
+            f"{made.workload.model} needs {needed / 1e9:.1f} GB for its weights, inputs and cache, and "
+            f"{target.name} has {target.total_memory / 1e9:.1f} GB: choose a smaller batch, sequence, model or dtype"
         )
 
 

@@ -94,6 +94,20 @@ def progress(silent: bool) -> Iterator[Any]:
         yield show
 
 
+class Stages:
+    """Tells a progress bar which of a few named stages begins."""
+
+    def __init__(self, on_event: Any, names: tuple[str, ...]) -> None:
+        self._on_event, self._names = on_event, names
+
+    def begin(self, stage: str) -> None:
+        """``stage`` begins; those before it are done."""
+        from taxbreak_fx.supervisor import Event
+
+        done = self._names.index(stage)
+        self._on_event(Event(kind="start", stage=stage, variant=None, message="", done=done, total=len(self._names)))
+
+
 def write_review(result: Review, folder: Path) -> None:
     """The three files of a review; a folder that exists."""
     from taxbreak_fx.report.html import html

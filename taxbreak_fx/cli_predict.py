@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
@@ -22,6 +21,7 @@ from taxbreak_fx.cli_common import (
     Phase,
     Seed,
     SeqLen,
+    Stages,
     TrustRemoteCode,
     check_step,
     check_writable,
@@ -30,25 +30,17 @@ from taxbreak_fx.cli_common import (
     render,
     write_review,
 )
-from taxbreak_fx.errors import EXIT_OK, TaxbreakError
-from taxbreak_fx.predict import COMPILED, check_names, on_host
-from taxbreak_fx.predict import predict as predicted
-from taxbreak_fx.predicted import DryRun, FakeStep
+from taxbreak_fx.errors import EXIT_OK
+from taxbreak_fx.predict import check_names, on_host
 from taxbreak_fx.report.format import plain
 from taxbreak_fx.request import ReviewRequest
-
-T = TypeVar("T")
-
-NOT_ASKED = "not asked for"
-# The GPU whose rules decide which ops and kernels a step has; the profile decides what they cost.
-GPU = "h200"
 
 
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     target: Annotated[
         str, typer.Option(metavar="PROFILE", help="Built-in hardware profile, or the path of a profile.json.")
-    ] = GPU,
+    ] = "h200",
     phase: Phase = "decode",
     batch: Batch = 1,
     seq_len: SeqLen = 512,
@@ -91,23 +83,11 @@ def predict(
     )
     folder = out if out is not None else Path(f"{default_folder(request)}-predicted")
     check_writable(folder)
-    from taxbreak_fx.dry_run import dry_run, record_apart
+    from taxbreak_fx.dry_run_predict import predict_apart, stages
 
-    compiled, graphed = any(name in COMPILED for name in names), "eager-graph" in names
     with progress(quiet or not sys.stderr.isatty()) as on_event:
-        stages = ["ops of the step", *(["ops under capture"] if graphed else []), *(["plan"] if compiled else [])]
-        _begin(on_event, stages, 0)
-        step = record_apart(request, timeout, GPU)
-        predicted(step, NOT_ASKED, profile, ["eager"])  # what the profile lacks is told before minutes of planning
-        captured: FakeStep | str = NOT_ASKED
-        plan: DryRun | str = NOT_ASKED
-        if graphed:
-            _begin(on_event, stages, 1)
-            captured = _known(lambda: record_apart(request, timeout, GPU, capturing=True), "not captured")
-        if compiled:
-            _begin(on_event, stages, len(stages) - 1)
-            plan = _known(lambda: dry_run(request, timeout, GPU), "not planned")
-    result = predicted(step, plan, profile, names, captured)
+        begin = Stages(on_event, stages([""], names)).begin
+        (result,) = predict_apart({"": request}, profile, names, timeout, begin)
     try:
         write_review(result, folder)
     finally:
@@ -116,17 +96,3 @@ def predict(
         where = plain(str(folder / REVIEW_FILE))
         print(f"taxbreak: wrote {where}, {MARKDOWN_FILE}, {HTML_FILE}", file=sys.stderr)
     return EXIT_OK
-
-
-def _known(ask: Callable[[], T], without: str) -> T | str:
-    """What ``ask`` finds, or why there is none: the eager prediction stands without it."""
-    try:
-        return ask()
-    except TaxbreakError as error:
-        return f"{without}: {error}"
-
-
-def _begin(on_event: Any, stages: list[str], number: int) -> None:
-    from taxbreak_fx.supervisor import Event
-
-    on_event(Event(kind="start", stage=stages[number], variant=None, message="", done=number, total=len(stages)))

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ from taxbreak_fx.cli_common import (
     Phase,
     Seed,
     SeqLen,
+    Stages,
     TrustRemoteCode,
     check_step,
     check_writable,
@@ -30,10 +31,13 @@ from taxbreak_fx.cli_common import (
     width,
     write_review,
 )
+from taxbreak_fx.cli_whatif_step import SWEEP_FILE, sweep_text
 from taxbreak_fx.errors import EXIT_INTERRUPTED, EXIT_OK, OutputError, UsageError
 from taxbreak_fx.hardware import Profile
+from taxbreak_fx.model import Review
 from taxbreak_fx.report.format import plain
 from taxbreak_fx.request import ReviewRequest
+from taxbreak_fx.whatif_sweep import Sweep, encode
 
 
 def calibrate(
@@ -87,7 +91,7 @@ def _of_reviews(paths: list[Path], name: str | None, quiet: bool) -> Profile:
     check_reviews(reviews)  # before the minutes that the steps take
     names = tuple(stage(number, what) for number in range(len(reviews)) for what in (RECORDED, PLANNED))
     with progress(quiet or not sys.stderr.isatty()) as on_event:
-        return profile_of_reviews(sources_of(reviews, _Stages(on_event, names).begin), name)
+        return profile_of_reviews(sources_of(reviews, Stages(on_event, names).begin), name)
 
 
 def fusion(
@@ -136,7 +140,7 @@ def fusion(
         seed=seed,
     )
     with progress(quiet or not sys.stderr.isatty()) as on_event:
-        stages = _Stages(on_event, ("load", "eager", "dynamo", *(("inductor",) if inductor else ())))
+        stages = Stages(on_event, ("load", "eager", "dynamo", *(("inductor",) if inductor else ())))
         stages.begin("load")
         workload = load(request, target)
         if priced is not None:
@@ -147,48 +151,68 @@ def fusion(
     return EXIT_OK
 
 
-class _Stages:
-    """Tells a progress bar which of a few named stages begins."""
-
-    def __init__(self, on_event: Any, names: tuple[str, ...]) -> None:
-        self._on_event, self._names = on_event, names
-
-    def begin(self, stage: str) -> None:
-        """``stage`` begins; those before it are done."""
-        from taxbreak_fx.supervisor import Event
-
-        done = self._names.index(stage)
-        self._on_event(Event(kind="start", stage=stage, variant=None, message="", done=done, total=len(self._names)))
-
-
 def whatif(
-    path: Annotated[
-        Path, typer.Argument(metavar="REVIEW_JSON", help="A saved review.json, measured on a CUDA device.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="REVIEW_JSON", help="A saved review.json of a CUDA device.")],
     cuda_graph: Annotated[bool, typer.Option("--cuda-graph", help="The step as CUDA graphs.")] = False,
     cpu_speed: Annotated[
         float | None, typer.Option(metavar="FACTOR", help="A host so many times as fast: 1.2, or 0.8 for a slower one.")
     ] = None,
     no_guards: Annotated[bool, typer.Option("--no-guards", help="Compiled variants without their guards.")] = False,
+    batch: Annotated[
+        str | None, typer.Option(metavar="N[,N…]", help="Another batch; several: a table of what turns between them.")
+    ] = None,
+    experts_implementation: Implementation = None,
+    attn_implementation: Implementation = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="Hardware profile that a changed step is predicted with.")
+    ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="To change; repeated for more; default: all that this is about."),
     ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to record, or to plan, a changed step once.")] = 600.0,
+    trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path | None, typer.Option(help="Folder for review.json, report.md, report.html.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the review as JSON, not as text.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the review, or the table of batches, as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> int:
-    """Predict from a saved review what its step would take in CUDA graphs, on another host, or without guards."""
+    """Predict from a saved review what its step would take otherwise: in CUDA graphs, at another batch, …"""
+    from taxbreak_fx.cli_whatif_step import Asked, step_whatifs
     from taxbreak_fx.whatif import Change, check
     from taxbreak_fx.whatif import whatif as predict
+    from taxbreak_fx.whatif_step import StepChange
+    from taxbreak_fx.whatif_sweep import batches_of
 
     change = Change(no_guards=no_guards, cuda_graph=cuda_graph, cpu_speed=cpu_speed)
-    check(change)
-    result = predict(schema.load(path), change, variant or (), str(path))
+    batches = () if batch is None else batches_of(batch)
+    step = StepChange(experts_implementation=experts_implementation, attn_implementation=attn_implementation)
+    if not batches and step == StepChange():
+        check(change)
+        if profile is not None:
+            raise UsageError("--profile is for --batch, --experts-implementation and --attn-implementation")
+        result = predict(schema.load(path), change, variant or (), str(path))
+        return _deliver(result, out, json, None)
+    asked = Asked(
+        step=step, batches=batches, change=change, names=tuple(variant or ()), profile=profile or "h200",
+        timeout_s=timeout, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    with progress(quiet or not sys.stderr.isatty()) as on_event:
+        result, table = step_whatifs(schema.load(path), asked, str(path), out, on_event)
+    return _deliver(result, out, json, table)
+
+
+def _deliver(result: Review, out: Path | None, json: bool, table: Sweep | None) -> int:
+    """Write the files and print: the table of batches, where there is one, in place of the review."""
     if out is not None:
         check_writable(out)
     try:
         if out is not None:
             write_review(result, out)
+            if table is not None:
+                schema.write(out / SWEEP_FILE, encode(table))
     finally:
-        sys.stdout.write(render(result, "json" if json else "text"))
+        if table is None:
+            sys.stdout.write(render(result, "json" if json else "text"))
+        else:
+            sys.stdout.write(encode(table).decode() if json else sweep_text(table, width()))
     return EXIT_OK

@@ -70,7 +70,7 @@ def _apart(what: What, request: ReviewRequest, timeout_s: float, target: str) ->
             finally:
                 _end(worker)
             if code or not out.exists():
-                raise CaptureError(f"the dry run of {request.model} {_epitaph(code)}{_last_line(log)}")
+                raise CaptureError(f"the dry run of {request.model} {_epitaph(code)}{_last_words(log)}")
         reply = msgspec.json.decode(out.read_bytes(), type=Reply)
     if reply.error is not None:
         kinds = {kind.exit_code: kind for kind in TaxbreakError.__subclasses__()}
@@ -88,9 +88,12 @@ def _epitaph(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def _last_line(log: IO[bytes]) -> str:
-    """What the worker said last, for the reason."""
+def _last_words(log: IO[bytes]) -> str:
+    """What the worker said last, for the reason: the first line of the error that ended it, else its last line."""
     log.seek(0, os.SEEK_END)
-    log.seek(max(0, log.tell() - 4096))
+    log.seek(max(0, log.tell() - (1 << 16)))
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return f": {lines[-1].strip()[:200]}" if lines else ""
+    # torch's errors go on for dozens of lines behind the one that tells what happened.
+    frame = max((number for number, line in enumerate(lines) if line.startswith("  File ")), default=None)
+    said = [] if frame is None else [line for line in lines[frame + 1 :] if line and not line.startswith(" ")]
+    return f": {(said[:1] or lines[-1:])[0].strip()[:200]}" if lines else ""

@@ -123,10 +123,13 @@ def _traffic(graph: Any, owner: Any) -> tuple[int, int]:
     """Bytes that a kernel reads and writes, by the index expressions of its loads and stores.
 
     What it makes and uses itself stays in registers.  A load through an index reads no more than one element per
-    iteration, whatever the size of the table.
+    iteration, whatever the size of the table.  A dependence on a whole buffer, such as the cache that it writes a row
+    of, only says what it must run after.
     """
+    from torch._inductor.dependencies import StarDep
+
     made = {dep.name for dep in owner.read_writes.writes}
-    reads = [dep for dep in owner.read_writes.reads if dep.name not in made]
+    reads = [dep for dep in owner.read_writes.reads if dep.name not in made and not isinstance(dep, StarDep)]
     writes = [dep for dep in owner.read_writes.writes if dep.name not in graph.removed_buffers]
     return sum(map(_dep_bytes(graph), reads)), sum(map(_dep_bytes(graph), writes))
 

@@ -6,6 +6,7 @@ Exit codes are part of the interface (docs/cli.md): a gate in CI may test them.
 from __future__ import annotations
 
 EXIT_OK = 0
+EXIT_GATE = 9  # a gate of taxbreak diff failed: a result, not an error
 EXIT_INTERRUPTED = 130
 
 
@@ -46,7 +47,14 @@ class FormatError(TaxbreakError):
 
 
 class UncoveredError(FormatError):
-    """A hardware profile knows no cost for something that the step does; the line names what."""
+    """A hardware profile knows no cost for something that the step does; the line names what.
+
+    ``lacks``: which kind of time, and of what, for a line that names several.
+    """
+
+    def __init__(self, line: str, lacks: tuple[str, str] | None = None) -> None:
+        super().__init__(line)
+        self.lacks = lacks
 
 
 class OutputError(TaxbreakError):

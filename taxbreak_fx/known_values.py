@@ -86,6 +86,8 @@ class KnownValues(TorchDispatchMode):
         for fake, value in zip(tree_flatten(made)[0], tree_flatten(values)[0], strict=True):
             if isinstance(fake, FakeTensor):
                 self._known[fake] = value
+                # torch keeps single values as well and computes with them for real: moving one to a GPU would need it.
+                fake.constant = None
 
     def _forget(self, func: Any, args: Any, kwargs: Any) -> None:
         """What was written with unknown content is unknown, and so is whatever shares its memory."""

@@ -138,7 +138,7 @@ def _library(profile: Profile, call: costs.Call) -> float:
 def _require(profile: Profile, calls: Sequence[tuple[Site, costs.Call, list[FakeOp]]]) -> None:
     """Raise ``UncoveredError`` with everything that the profile lacks for these calls, each once."""
     launcher = Launcher(profile)
-    missing: dict[str, None] = {}
+    missing: dict[str, UncoveredError] = {}
     seen = {(call, tuple(op.key for op in ops)): ops for _, call, ops in calls}
     for (call, _), ops in seen.items():
         asked: list[Callable[[], object]] = [
@@ -150,6 +150,22 @@ def _require(profile: Profile, calls: Sequence[tuple[Site, costs.Call, list[Fake
             try:
                 ask()
             except UncoveredError as error:
-                missing[str(error)] = None
+                missing[str(error)] = error
+    if len(missing) == 1:
+        raise next(iter(missing.values()))
     if missing:
-        raise UncoveredError("; ".join(missing))
+        raise UncoveredError(_together(profile, missing.values()))
+
+
+def _together(profile: Profile, errors: Iterable[UncoveredError]) -> str:
+    """One line for several: what is alike is said once."""
+    kinds: dict[str, list[str]] = {}
+    other = []
+    for error in errors:
+        if error.lacks is None:
+            other.append(str(error))
+        else:
+            kinds.setdefault(error.lacks[0], []).append(error.lacks[1])
+    lacks = [f"no {kind} of {', '.join(what)}" for kind, what in kinds.items()]
+    mend = f"profile {profile.name} knows {'; '.join(lacks)}: add their families to the profile, or calibrate again"
+    return "; ".join([*([mend] if lacks else []), *other])

@@ -16,13 +16,14 @@ RECORDED, PLANNED = "its calls", "its launches"
 def request_of(review: Review) -> ReviewRequest:
     """The request that a review answers.  Raises ``UsageError`` where its step is none that a request can name."""
     step = review.step
-    if step.phase == "forward" or step.batch is None or step.seq_len is None:
-        raise UsageError(f"{title(review)}: the step of a function cannot be rebuilt from its review")
+    if step.phase == "forward" or step.phase == "generate" or step.batch is None:
+        what = "an iteration of generate()" if step.phase == "generate" else "the step of a function"
+        raise UsageError(f"{title(review)}: {what} cannot be rebuilt from its review")
     return ReviewRequest(
         model=review.model,
         phase=step.phase,
         batch=step.batch,
-        seq_len=step.seq_len,
+        seq_len=512 if step.seq_len is None else step.seq_len,  # images have none: any will do
         dtype=step.dtype,  # type: ignore[arg-type]  # a review of a request has one of its dtypes
         cache="dynamic" if step.options.get("cache") == "dynamic" else "static",
         attn_implementation=step.options.get("attn_implementation"),

@@ -23,6 +23,7 @@ from taxbreak_fx.timeline_store import restored
 from taxbreak_fx.whatif_compare import checked, compared
 from taxbreak_fx.whatif_timeline import (
     GraphCost,
+    GraphLaunches,
     as_graphs,
     graph_cost,
     graph_points,
@@ -71,12 +72,14 @@ def whatif(
     names: Sequence[str] = (),
     source: str = "the review",
     among: Sequence[str] = (),
+    elsewhere: GraphLaunches | None = None,
 ) -> Review:
     """``review`` with a predicted variant behind each one that is changed, and behind that the one that really ran so.
 
     ``names``: the variants to change; without any, those ``among`` (default: the measured ones) that the change is
     about: not yet graphed ones for ``cuda_graph``, else those with guards for ``no_guards``, else all.
-    ``source`` (a file name) opens error lines.
+    ``elsewhere``: graph launches that tell what one costs, for a review without any.  ``source`` (a file name) opens
+    error lines.
     Raises ``UsageError`` as ``check`` does and for names that cannot be changed so, ``FormatError`` without timelines.
     """
     check(change)
@@ -87,7 +90,7 @@ def whatif(
     if eager is not None:
         found["eager"] = eager
     for base in bases:
-        made = _predicted(review, base, change)
+        made = _predicted(review, base, change, elsewhere)
         real = next((v for v in review.variants if change.cuda_graph and v.name == GRAPHED.get(base.name)), None)
         if made.prediction is not None:
             if (
@@ -181,7 +184,9 @@ def _not_applied(variant: Variant, change: Change) -> list[str]:
     return found + ([why] if change.no_guards and not guards else [])
 
 
-def _change(review: Review, base: Variant, timeline: Timeline, change: Change) -> Changed | tuple[list[str], str]:
+def _change(
+    review: Review, base: Variant, timeline: Timeline, change: Change, elsewhere: GraphLaunches | None
+) -> Changed | tuple[list[str], str]:
     """The changed step, or the labels of what was wanted and why it cannot be."""
     guards, graph, _ = _applies(base, change)
     speed = change.cpu_speed
@@ -191,7 +196,7 @@ def _change(review: Review, base: Variant, timeline: Timeline, change: Change) -
         assert base.breakdown is not None
         timeline = without_guards(timeline, base.breakdown.ft_parts["guards"])
     if graph:
-        cost = _graph_cost(review, base, timeline)
+        cost = _graph_cost(review, base, timeline, elsewhere)
         made = cost if isinstance(cost, str) else as_graphs(timeline, cost)
         if isinstance(made, str):
             return wanted, made
@@ -203,8 +208,9 @@ def _change(review: Review, base: Variant, timeline: Timeline, change: Change) -
     return Changed(timeline, wanted, notes)
 
 
-def _graph_cost(review: Review, base: Variant, timeline: Timeline) -> GraphCost | str:
-    """From the graph launches of this review: not those of the very step to predict, if there are others."""
+def _graph_cost(review: Review, base: Variant, timeline: Timeline, elsewhere: GraphLaunches | None) -> GraphCost | str:
+    """From the graph launches of this review, not those of the very step to predict if there are others; without any,
+    from those ``elsewhere``."""
     launch_us = review.machine.calibration.launch_us
     if launch_us is None:
         return f"no launch cost: {review.machine.calibration.unmeasured['launch_us']}"
@@ -218,6 +224,10 @@ def _graph_cost(review: Review, base: Variant, timeline: Timeline) -> GraphCost 
     own = GRAPHED.get(base.name.split(AND)[0])
     others = {name: one for name, one in first.items() if name.split(AND)[0] != own}
     used = others or first
+    if not used and elsewhere is not None and elsewhere.points:
+        counts = ", ".join(str(point.nodes) for point in elsewhere.points)
+        source = f"in {elsewhere.source} ({counts} nodes), linear in nodes from one kernel's launch"
+        return graph_cost(launch_us, timeline.floors.latency_us, elsewhere.points, source)
     if not used:
         return "what a graph launch costs is not known: no graphed variant of this review has a timeline"
     counts = ", ".join(f"{name} ({', '.join(str(p.nodes) for p in found)} nodes)" for name, (_, found) in used.items())
@@ -228,11 +238,11 @@ def _graph_cost(review: Review, base: Variant, timeline: Timeline) -> GraphCost 
     return graph_cost(launch_us, timeline.floors.latency_us, every, source)
 
 
-def _predicted(review: Review, base: Variant, change: Change) -> Variant:
+def _predicted(review: Review, base: Variant, change: Change, elsewhere: GraphLaunches | None) -> Variant:
     """The changed variant; unavailable with its reason where it cannot be."""
     assert base.timeline is not None and base.exposed is not None
     timeline = restored(base.timeline)
-    changed = _change(review, base, timeline, change)
+    changed = _change(review, base, timeline, change, elsewhere)
     if not isinstance(changed, Changed):
         labels, why = changed
         name = AND.join([base.name, *labels])
@@ -263,8 +273,9 @@ def _facts(base: Variant, changed: Changed) -> Facts:
 
 
 def _base_error(base: Variant) -> float:
-    """Of the simulation on the measured step; of a predicted base, that of the step it came from."""
+    """Of the simulation on the measured step; of a predicted base, that of the step it came from.  A step that a
+    profile predicts is what was simulated: there is nothing to be off from."""
     if base.prediction is not None:
         return base.prediction.base_error
-    assert base.exposed is not None and base.exposed.error is not None  # it was measured and simulated
-    return base.exposed.error
+    assert base.exposed is not None
+    return base.exposed.error or 0.0

@@ -21,6 +21,13 @@ class GraphPoint(NamedTuple):
     first_node_us: float
 
 
+class GraphLaunches(NamedTuple):
+    """Graph launches and where they were seen."""
+
+    points: Sequence[GraphPoint]
+    source: str
+
+
 class GraphCost(Record, frozen=True, kw_only=True):
     """What a graph launch costs here against its nodes: that of one kernel's launch, and so much for each node more.
 

@@ -93,6 +93,26 @@ def test_a_kernel_does_not_read_a_whole_table(named: tuple[str, DryRun]) -> None
     assert first.read_bytes is not None and first.read_bytes < 1024 * 512 * 2 / 10
 
 
+ROW = """
+import torch
+def row(device):
+    def step(cache, position, new):
+        cache.index_copy_(0, position, 2 * new)
+        return new + 1
+    position = torch.zeros(1, dtype=torch.long, device=device)
+    return step, (torch.zeros(4096, 64, device=device), position, torch.zeros(1, 64, device=device)), {}
+"""
+
+
+def test_a_kernel_that_writes_a_row_of_a_cache_does_not_read_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "author.py").write_text(ROW)
+    (graph,) = dry_run(request(f"{tmp_path / 'author.py'}:row", dtype="float32"), 300.0).graphs
+    moved = [(made.read_bytes, made.written_bytes) for made in graph.launches]
+    # A position and a row of 64 values in, two rows out, in one kernel or in two.
+    assert sum(read or 0 for read, _ in moved) in (8 + 256, 8 + 2 * 256)
+    assert sum(written or 0 for _, written in moved) == 2 * 256
+
+
 def test_products_read_their_weights(named: tuple[str, DryRun]) -> None:
     name, plan = named
     head = plan.graphs[0].launches[-1]
@@ -210,6 +230,15 @@ def test_a_dead_worker_is_reported(tmp_path: Path) -> None:
     )
     with pytest.raises(CaptureError, match="ended with exit code 7: the end"):
         dry_run(request(f"{tmp_path / 'author.py'}:dies"))
+
+
+def test_an_error_that_goes_on_for_lines_is_told_by_its_first(tmp_path: Path) -> None:
+    (tmp_path / "author.py").write_text(
+        "class Odd(BaseException): pass\n"
+        "def fails(device):\n    raise Odd('could not run it\\nCPU: registered\\nMeta: registered')\n"
+    )
+    with pytest.raises(CaptureError, match=r"ended with exit code 1: (\S+\.)?Odd: could not run it$"):
+        dry_run(request(f"{tmp_path / 'author.py'}:fails"))
 
 
 def test_asking_for_a_dry_run_does_not_load_torch() -> None:

@@ -13,7 +13,7 @@ import torch
 from taxbreak_fx.absent_gpu import H200, gpu, pretending, stand_in_guard
 from taxbreak_fx.absent_step import record_fake_step
 from taxbreak_fx.capture import OpRecorder, record_eager
-from taxbreak_fx.errors import CaptureError, TaxbreakError, UsageError
+from taxbreak_fx.errors import CaptureError, DeviceError, TaxbreakError, UsageError
 from taxbreak_fx.families import classify_op
 from taxbreak_fx.family_inputs import TensorInput, inputs_of, parse_inputs
 from taxbreak_fx.known_values import KnownValues
@@ -60,6 +60,17 @@ def test_the_stream_is_that_of_a_real_step(model: str, phase: str) -> None:
         else:
             assert plain([op.op for op in fake.ops]) == plain([op for site in sites for op in site.ops])
     assert sum(ATTENTION in op.op for op in fake.ops) >= 2
+
+
+def test_eager_attention_is_that_of_a_real_step() -> None:
+    """But for a constant of one value that it makes on the host: only to a GPU it has to be copied."""
+    asked = request("gpt2-tiny", "decode", attn_implementation="eager", cache="dynamic")
+    fake = record_fake_step(asked)
+    moved = [op for op in fake.ops if op.op == "aten._to_copy.default"]
+    assert [(op.kernels, op.memops, op.outputs) for op in moved] == [(0, 1, "bfloat16[]()")]
+    sites = [site for site in real(asked, False).sites if site.ops]
+    assert [op.op for op in fake.ops if op not in moved] == [op for site in sites for op in site.ops]
+    assert any("softmax" in op.op for op in fake.ops) and not any(ATTENTION in op.op for op in fake.ops)
 
 
 def test_the_inputs_are_those_of_a_real_step() -> None:
@@ -248,6 +259,11 @@ def test_a_model_too_large_for_the_target_is_refused() -> None:
     config = "Mixtral-8x7B"  # 93 GB in bf16, 187 GB in fp32
     with pytest.raises(TaxbreakError, match=r"needs 186\.8 GB for its weights and cuda has 141\.0 GB"):
         record_fake_step(request(config, "prefill", dtype="float32"))
+
+
+def test_a_cache_too_large_for_the_target_is_refused() -> None:
+    with pytest.raises(DeviceError, match=r"needs .* GB for its weights, inputs and cache, and NVIDIA H200 has 141\.0"):
+        record_fake_step(request("gpt2-tiny", batch=10_000_000))
 
 
 def test_nothing_pretended_stays_behind() -> None:

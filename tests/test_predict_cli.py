@@ -13,7 +13,7 @@ from taxbreak_fx import dry_run, hardware, schema
 from taxbreak_fx.cli import main
 from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.family_types import FAMILIES, VENDOR_LIBRARIES
-from taxbreak_fx.hardware import DeviceCosts, FamilyCost, FamilyGrid, LibraryCost
+from taxbreak_fx.hardware import DeviceCosts, FamilyCost, FamilyGrid, LibraryCost, Profile
 
 Capture = pytest.CaptureFixture[str]
 
@@ -113,10 +113,10 @@ def test_mistakes_have_their_codes(capsys: Capture, tmp_path: Path, target: str,
     assert "needs the data" in refused(capsys, 4, "three", "--target", target, *out)
 
 
-def test_from_a_model_to_its_prediction(tmp_path: Path, capsys: Capture) -> None:
-    """The whole way, on a tiny model: the step recorded, Inductor planned, both in processes of their own."""
+def full_profile() -> Profile:
+    """One that covers any step."""
     names = [family for family in FAMILIES if family != "unknown"]
-    full = msgspec.structs.replace(
+    return msgspec.structs.replace(
         profile(),
         families=tuple(FamilyCost(family=name, ft_us=5.0) for name in names),
         libraries=tuple(LibraryCost(library=name, family="gemm", ct_us=7.0) for name in sorted(VENDOR_LIBRARIES)),
@@ -126,8 +126,12 @@ def test_from_a_model_to_its_prediction(tmp_path: Path, capsys: Capture) -> None
             grids=tuple(FamilyGrid(family=name, dtype="bfloat16", efficiency=0.5) for name in names),
         ),
     )
+
+
+def test_from_a_model_to_its_prediction(tmp_path: Path, capsys: Capture) -> None:
+    """The whole way, on a tiny model: the step recorded, Inductor planned, both in processes of their own."""
     path = tmp_path / "full.json"
-    hardware.save(full, path)
+    hardware.save(full_profile(), path)
     chosen = ["--seq-len", "16", "--variants", "inductor", "--out", str(tmp_path / "o"), "--json"]
     assert main(["predict", "gpt2-tiny", "--target", str(path), *chosen]) == 0
     review = schema.decode(capsys.readouterr().out.encode(), "stdout")

@@ -111,6 +111,8 @@ def test_reviews_of_no_use_are_refused() -> None:
     step = msgspec.structs.replace(review.step, phase="forward", batch=None, seq_len=None)
     with pytest.raises(UsageError, match="cannot be rebuilt"):
         request_of(msgspec.structs.replace(review, step=step))
+    images = msgspec.structs.replace(review.step, phase="prefill", seq_len=None)
+    assert request_of(msgspec.structs.replace(review, step=images)).batch == review.step.batch
 
 
 def test_a_review_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

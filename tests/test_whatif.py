@@ -467,7 +467,7 @@ def test_the_paper_stands_beside_a_faster_cpu_only(capsys: Capture, saved: str) 
         (2, ["--cpu-speed", "fast"], "cpu-speed"),
         (2, ["--cpu-speed", "1.2", "--variant", "egaer"], "has no variant 'egaer'; it has eager, dynamo"),
         (2, ["--no-guards", "--variant", "eager"], "no time of guards is known"),
-        (2, ["--batch", "4"], "No such option"),
+        (2, ["--cpu-speed", "1.2", "--profile", "h200"], "--profile is for --batch"),
         (6, ["--cuda-graph", "--variant", "dynamo"], "dynamo has no timeline"),
     ],
 )
