@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,10 +29,14 @@ from taxbreak_fx.cli_common import (
     check_step,
     check_writable,
     complain,
+    default_folder,
     progress,
     render,
     write_review,
 )
+from taxbreak_fx.cli_diff import diff
+from taxbreak_fx.cli_predict import predict
+from taxbreak_fx.cli_report import report, repro
 from taxbreak_fx.cli_whatif import calibrate, fusion, whatif
 from taxbreak_fx.errors import (
     EXIT_INTERRUPTED,
@@ -48,6 +51,7 @@ from taxbreak_fx.model import Review
 from taxbreak_fx.report.format import plain
 from taxbreak_fx.request import DEFAULT_TIMEOUT_S, ReviewRequest, check_variants
 
+DEFAULT_TOKENS = 32
 PROBES = "probes"  # the model name by which verify runs its own small steps
 
 # typer does not export this class, and whether it lives in click or in typer depends on typer's release.
@@ -114,7 +118,13 @@ def _root(
 @app.command()
 def review(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
-    phase: Phase = "decode",
+    phase: Annotated[
+        Literal["prefill", "decode", "generate"],
+        typer.Option(help="Which step; generate: prefill and decode steps as generate() runs them, and all of it."),
+    ] = "decode",
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens to generate per sequence; only with --phase generate, default: 32.")
+    ] = None,
     batch: Batch = 1,
     seq_len: SeqLen = 512,
     dtype: Dtype = "bfloat16",
@@ -145,6 +155,7 @@ def review(
     request = ReviewRequest(
         model=model,
         phase=phase,
+        tokens=_tokens(tokens, phase, model),
         batch=batch,
         seq_len=seq_len,
         dtype=dtype,
@@ -162,11 +173,25 @@ def review(
     folder = out if out is not None else default_folder(request)
     check_writable(folder)
 
+    from taxbreak_fx.generate_review import supervise_generate
     from taxbreak_fx.supervisor import supervise
 
     with progress(quiet or not sys.stderr.isatty()) as on_event:
-        result = supervise(request, folder, on_event)
+        result = (supervise_generate if phase == "generate" else supervise)(request, folder, on_event)
     return _deliver(result, folder, json, quiet)
+
+
+def _tokens(given: int | None, phase: str, model: str) -> int:
+    """The number of tokens to generate, 0 in other phases.  Raises ``UsageError`` for what cannot be."""
+    if phase != "generate":
+        if given is not None:
+            raise UsageError(f"--tokens is for --phase generate, and the phase is {phase}")
+        return 0
+    if given is not None and given < 1:
+        raise UsageError(f"--tokens must be at least 1, got {given}")
+    if ":" in model:
+        raise UsageError(f"--phase generate takes transformers models; {model} makes a step of its own")
+    return DEFAULT_TOKENS if given is None else given
 
 
 def _variant_names(given: list[str] | None, device: str) -> tuple[str, ...]:
@@ -177,14 +202,6 @@ def _variant_names(given: list[str] | None, device: str) -> tuple[str, ...]:
         raise UsageError("--variants names no variant; leave it out to run all that the device supports")
     # Whether "auto" has a GPU is known only once torch is loaded; the supervisor checks again then.
     return check_variants(names, "cpu" if device == "cpu" else "cuda")
-
-
-def default_folder(request: ReviewRequest) -> Path:
-    """``taxbreak-out/<model>-<phase>-b<batch>-s<seq>`` with a model name that is safe as a folder name."""
-    local = request.model.startswith((".", "/", "~"))
-    name = Path(request.model).name if local else request.model
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "model"
-    return Path("taxbreak-out") / f"{slug}-{request.phase}-b{request.batch}-s{request.seq_len}"
 
 
 def _deliver(result: Review, folder: Path, json: bool, quiet: bool) -> int:
@@ -259,7 +276,7 @@ def verify(
     return EXIT_OK
 
 
-for command in (calibrate, fusion, whatif):
+for command in (calibrate, diff, fusion, predict, whatif, report, repro):
     app.command()(command)
 
 

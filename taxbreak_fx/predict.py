@@ -19,7 +19,7 @@ from taxbreak_fx.errors import UncoveredError, UsageError
 from taxbreak_fx.findings import with_findings
 from taxbreak_fx.hardware import BY_HAND, HostScore, Profile
 from taxbreak_fx.machine import Calibration, Conditions, Machine
-from taxbreak_fx.model import Comparison, Removed, Review, Variant
+from taxbreak_fx.model import Comparison, GraphInfo, Removed, Review, Variant
 from taxbreak_fx.predict_compiled import inductor, reduce_overhead
 from taxbreak_fx.predict_eager import eager, eager_graph
 from taxbreak_fx.predict_layout import Layout
@@ -84,9 +84,19 @@ def predict(
         machine=_machine(step, profile),
         variants=variants,
         comparisons=_comparisons(variants),
+        graphs=_graphs(plan) if isinstance(plan, DryRun) else [],
+        recorded_with={**step.versions, **(plan.versions if isinstance(plan, DryRun) else {})},
         notes=_notes(step, plan, profile),
     )
     return with_findings(made)
+
+
+def _graphs(plan: DryRun) -> list[GraphInfo]:
+    """The graphs that Dynamo made of the step, so that breaks can be found and gated without a GPU."""
+    return [
+        GraphInfo(compile_id=graph.compile_id, nodes=graph.ops, break_reason=graph.break_reason, source=graph.source)
+        for graph in plan.graphs
+    ]
 
 
 def _made(name: str, build: Callable[[], Layout | str], profile: Profile) -> Variant:

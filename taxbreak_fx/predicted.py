@@ -104,7 +104,8 @@ class PlannedAllocation(Record, frozen=True, kw_only=True):
 
 
 class PlannedGraph(Record, frozen=True, kw_only=True):
-    """One graph of the compiled step.  ``ops``: call nodes of Dynamo's graph; ``break_reason``: why it ends early.
+    """One graph of the compiled step.  ``ops``: call nodes of Dynamo's graph; ``break_reason``: why it ends early, and
+    ``source`` the author's line at which it does.
 
     ``reused``: buffers that took over the memory of a dead one.  ``copied`` and ``copied_bytes``: inputs on the GPU
     that may change their address between calls, so that a CUDA graph copies them in.  ``guards``: guards that Dynamo
@@ -120,6 +121,7 @@ class PlannedGraph(Record, frozen=True, kw_only=True):
     copied: int | None
     copied_bytes: int | None
     guards: int | None
+    source: SourceLine | None = None
 
     @property
     def counts(self) -> tuple[int, int]:

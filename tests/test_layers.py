@@ -23,7 +23,7 @@ PACKAGE = ROOT / "taxbreak_fx"
 # Patterns, so that a room may be split (capture_ops) without a new row; the first that matches decides.
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("errors", "record", "machine", "model", "request", "recording", "predicted", "step_graph", "step_timeline")),
-    (0, ("finding",)),
+    (0, ("finding", "generate_record")),
     (1, ("families", "family_*", "hardware", "hardware_scale", "hardware_shapes", "schema", "stats")),
     (
         2,
@@ -90,11 +90,12 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "step_whatif",
         ),
     ),
-    (6, ("stages", "pipeline", "supervisor")),
+    (6, ("stages", "pipeline", "supervisor", "generate_review")),
     (7, ("api", "known_delay", "backend", "backend_*", "models", "model_configs", "factory", "worker")),
+    (7, ("generate_loop",)),
     (7, ("absent_step", "dry_run", "dry_run_*")),
     (7, ("profile_measure", "profile_measure_*")),
-    (8, ("cli", "cli_*", "__main__")),
+    (8, ("cli", "cli_*", "__main__", "pytest_plugin")),
 )
 # Beside the layers: reports see a finished Review and nothing that produced it.
 REPORT = ("report", "report.*")
@@ -109,7 +110,7 @@ MAY_IMPORT_TORCH = range(4, 9)
 MAY_READ_ENVIRONMENT = ("cli", "backend", "worker")
 MAY_PRINT = ("cli", "cli_*", "worker", "recorders", "recorders.*", *REPORT)
 # The supervisor outlives a poisoned CUDA context because only its worker process ever loads torch or a model.
-TORCH_FREE = ("supervisor", "stages")
+TORCH_FREE = ("supervisor", "stages", "generate_review")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ def github(review: Review, root: str | None = None) -> str:
     Paths below ``root`` become relative to it.  A line in an installed package, or in a file elsewhere, is named in
     the text instead, since GitHub can show annotations only at files of the repository.
     """
-    return "".join(f"{_line(finding, root)}\n" for finding in review.findings)
+    return "".join(f"{annotation(finding, root)}\n" for finding in review.findings)
 
 
-def _line(finding: Finding, root: str | None) -> str:
+def annotation(finding: Finding, root: str | None) -> str:
+    """The command for one finding, without a newline."""
     source = finding.source
     file = None if source is None or finding.in_library else relative(source.file, root)
     text = message(finding)
@@ -29,10 +30,15 @@ def _line(finding: Finding, root: str | None) -> str:
     if file is not None and source is not None:
         properties = {"file": file, "line": str(max(1, source.line))}
     elif source is not None:
-        text = f"{plain(fmt.source(source))}: {text}"
-    properties["title"] = plain(f"taxbreak: {finding.title}")
-    given = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-    return f"::{COMMANDS[finding.severity]} {given}::{_data(text)}"
+        text = f"{fmt.source(source)}: {text}"
+    properties["title"] = f"taxbreak: {finding.title}"
+    return command(COMMANDS[finding.severity], text, properties)
+
+
+def command(level: str, text: str, properties: dict[str, str]) -> str:
+    """A workflow command, escaped, without a newline."""
+    given = ",".join(f"{name}={_property(plain(value))}" for name, value in properties.items())
+    return f"::{level} {given}::{_data(plain(text))}"
 
 
 def _data(text: str) -> str:

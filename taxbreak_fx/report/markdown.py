@@ -31,7 +31,7 @@ _ESCAPES = {ord(char): "\\" + char for char in "\\*_[]#~!"} | {
 _ENTITIES = {char: f"&#{ord(char)};" for char in "\\*_[]#~!&<>|`:"} | {"@": "@&#8203;"}
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """A part of the page, and its name, for where there is no room for it."""
 
     text: str
@@ -47,41 +47,44 @@ def markdown(review: Review) -> str:
     """The full report as markdown of at most 1 MiB, ending in a newline."""
     model, *circumstances = content.headline(review)
     tables, notes = content.page(review)
-    blocks = [_Block(f"# TaxBreak: {escape(model)}"), *(_Block(escape(line)) for line in circumstances)]
+    blocks = [Block(f"# TaxBreak: {escape(model)}"), *(Block(escape(line)) for line in circumstances)]
     told = [*(f"{fact.name}: {fact.value} ({fact.note})" for fact in facts(review)), *sentences(review)]
-    blocks += [_Block(_list(told))] if told else []
+    blocks += [Block(bullets(told))] if told else []
     blocks += _findings(review)
     for table in tables[:OPEN_TABLES]:
-        blocks.append(_Block(f"## {escape(table.title)}\n\n{_table(table)}", table.title))
+        blocks.append(Block(f"## {escape(table.title)}\n\n{grid(table)}", table.title))
     path = waterfall.path_table(review)
     for table in [*([path] if path is not None else []), *tables[OPEN_TABLES:]]:
-        blocks.append(_Block(_folded(table.title, _table(table)), table.title))
-    blocks.append(_Block(_folded("Notes", _list(notes)), "notes"))
-    return _fitted(blocks)
+        blocks.append(Block(folded(table.title, grid(table)), table.title))
+    blocks.append(Block(folded("Notes", bullets(notes)), "notes"))
+    return fitted(blocks)
 
 
-def _findings(review: Review) -> list[_Block]:
+def _findings(review: Review) -> list[Block]:
     table = findings.findings_table(review)
     if table is None:
         return []
-    found = [_Block(f"## {escape(table.title)}\n\n{_table(table)}", table.title)]
-    return found + [_Block(_finding(finding), f"finding: {plain(finding.title)}") for finding in review.findings]
+    found = [Block(f"## {escape(table.title)}\n\n{grid(table)}", table.title)]
+    return found + [Block(_finding(finding), f"finding: {plain(finding.title)}") for finding in review.findings]
 
 
 def _finding(finding: Finding) -> str:
     title = plain(f"{finding.title}: {findings.where(finding)}, {findings.cost(finding)}")
     lines = [f"{name}: {value}" for name, value in [*findings.facts(finding), *findings.advice(finding)]]
-    return _folded(title, _list([*lines, *(plain(line) for line in finding.evidence)]))
+    return folded(title, bullets([*lines, *(plain(line) for line in finding.evidence)]))
 
 
-def _folded(title: str, body: str) -> str:
+def folded(title: str, body: str) -> str:
     """A section that opens on a click.  Its title is HTML."""
     summary = "".join(_ENTITIES.get(char, char) for char in fmt.clip(title, MAX_CELL))
     return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
 
 
-def _fitted(blocks: list[_Block]) -> str:
-    """The blocks as one text; as soon as one has no room, it and all behind it are named instead."""
+def fitted(blocks: list[Block], whole: str = "review.json") -> str:
+    """The blocks as one text of at most 1 MiB; as soon as one has no room, it and all behind it are named instead.
+
+    ``whole``: what has them all.
+    """
     left = MAX_BYTES - 4_096  # for the names
     shown: list[str] = []
     missing: list[str] = []
@@ -93,15 +96,17 @@ def _fitted(blocks: list[_Block]) -> str:
             missing.append(block.name)
     if missing:
         names = fmt.clip(", ".join(dict.fromkeys(missing)), 300)
-        shown.append(f"No room here for {len(missing)} more sections (review.json has them): {escape(names)}")
+        shown.append(f"No room here for {len(missing)} more sections ({whole} has them): {escape(names)}")
     return "\n\n".join(shown) + "\n"
 
 
-def _list(lines: tuple[str, ...] | list[str]) -> str:
+def bullets(lines: tuple[str, ...] | list[str]) -> str:
+    """``lines`` as a list, escaped."""
     return "\n".join(f"- {escape(fmt.clip(line, MAX_CELL))}" for line in lines)
 
 
-def _table(table: Table) -> str:
+def grid(table: Table) -> str:
+    """``table`` without its title, escaped."""
     text = tabulate(
         [[escape(fmt.clip(cell, MAX_CELL)) for cell in row] for row in table.rows],
         headers=[escape(column.title) for column in table.columns],
@@ -109,4 +114,4 @@ def _table(table: Table) -> str:
         disable_numparse=True,
         colalign=["right" if column.right else "left" for column in table.columns],
     )
-    return f"{text}\n\n{_list(table.under)}" if table.under else text
+    return f"{text}\n\n{bullets(table.under)}" if table.under else text
