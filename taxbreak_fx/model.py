@@ -11,16 +11,17 @@ import os
 from typing import Any, Literal
 
 from taxbreak_fx.finding import Finding
+from taxbreak_fx.generate_record import Generate
 from taxbreak_fx.machine import Machine
 from taxbreak_fx.record import Interval, Measured, Record, SourceLine, check_sum
 from taxbreak_fx.step_timeline import StepTimeline
 
-SCHEMA_VERSION = "2.2.0"
+SCHEMA_VERSION = "2.3.0"
 
 Origin = Literal["measured", "predicted", "ingested"]
 Status = Literal["ok", "failed", "skipped"]
 KtSource = Literal["untraced", "traced", "traced, bounded"]
-Phase = Literal["prefill", "decode", "forward"]
+Phase = Literal["prefill", "decode", "generate", "forward"]
 
 
 class Classification(Record, frozen=True, kw_only=True):
@@ -37,7 +38,9 @@ class Classification(Record, frozen=True, kw_only=True):
 
 
 class StepInfo(Record, frozen=True, kw_only=True):
-    """One forward call (prefill) or one decode step at a fixed position. ``options`` holds what else was chosen."""
+    """One forward call (prefill), one decode step at a fixed position, or one iteration of ``generate`` (which token's,
+    is in ``options``).  ``options`` holds what else was chosen.
+    """
 
     phase: Phase
     batch: int | None
@@ -415,7 +418,9 @@ class GraphInfo(Record, frozen=True, kw_only=True):
 class Review(Record, frozen=True, kw_only=True):
     """The finished analysis of one model and step: all that reports see, and the content of ``review.json``.
 
-    ``findings``: the most costly first; none in files before 2.2.
+    ``findings``: the most costly first; none in files before 2.2.  ``generate``: of phase ``generate`` only.
+    ``recorded_with``: of a prediction, the versions of torch, transformers and triton that decided its ops and kernels,
+    where ``machine`` is the one whose costs were taken; empty where measured, and in files before 2.3.
     """
 
     schema_version: str = SCHEMA_VERSION
@@ -429,6 +434,8 @@ class Review(Record, frozen=True, kw_only=True):
     comparisons: list[Comparison]
     graphs: list[GraphInfo] = []
     findings: list[Finding] = []
+    generate: Generate | None = None
+    recorded_with: dict[str, str] = {}
     notes: list[str] = []
 
     def variant(self, name: str) -> Variant:

@@ -13,6 +13,7 @@ import torch
 
 from taxbreak_fx.errors import CaptureError, DeviceError, TaxbreakError, UsageError
 from taxbreak_fx.factory import first_line, from_factory, seeded
+from taxbreak_fx.generate_loop import Generation, check_tokens, decoding_experts
 from taxbreak_fx.model import StepInfo
 from taxbreak_fx.model_configs import ModelEntry, find, registry
 from taxbreak_fx.request import ReviewRequest, closest
@@ -64,6 +65,10 @@ def load(request: ReviewRequest, device: str) -> Workload:
     for name in ("batch", "seq_len"):
         if getattr(request, name) < 1:
             raise UsageError(f"{name.replace('_', '-')} must be at least 1, not {getattr(request, name)}")
+    if request.phase == "generate":
+        check_tokens(request.tokens, request.token)
+        if ":" in request.model:
+            raise UsageError(f"--phase generate takes transformers models; {request.model} makes a step of its own")
     with _one_line_errors(request.model, device):
         if ":" in request.model:
             return from_factory(request, device)
@@ -93,10 +98,13 @@ def _from_transformers(request: ReviewRequest, device: str) -> Workload:
     config = _config(request)
     text_config = config.get_text_config(decoder=True)
     kind = _kind(config)
-    positions = request.seq_len + (request.phase == "decode")
+    # The last of the generated tokens is never put in.
+    positions = request.seq_len + {"prefill": 0, "decode": 1, "generate": request.tokens - 1}[request.phase]
     limit = getattr(text_config, "max_position_embeddings", None) or getattr(text_config, "max_target_positions", None)
     if kind == "encoder" and request.phase == "decode":
         raise UsageError(f"{request.model} is an encoder and has no decode step: use --phase prefill")
+    if kind != "decoder" and request.phase == "generate":
+        raise UsageError(f"--phase generate takes decoders, {request.model} is an {kind}: use --phase prefill")
     if limit is not None and positions > limit:
         raise UsageError(
             f"{request.phase} at seq-len {request.seq_len} needs {positions} positions, and "
@@ -117,6 +125,8 @@ def _from_transformers(request: ReviewRequest, device: str) -> Workload:
     def tokens(length: int) -> torch.Tensor:
         return torch.randint(text_config.vocab_size, (request.batch, length), generator=generator).to(device)
 
+    if request.phase == "generate":
+        return _generation(model, request, tokens(request.seq_len), options)
     kwargs: dict[str, Any] = {"return_dict": True}
     if kind == "decoder":
         kwargs["input_ids"] = tokens(1 if request.phase == "decode" else request.seq_len)
@@ -150,6 +160,35 @@ def _from_transformers(request: ReviewRequest, device: str) -> Workload:
         ),
         kwargs=kwargs,
         seed=request.seed,
+    )
+
+
+def _generation(model: Any, request: ReviewRequest, prompt: torch.Tensor, options: dict[str, str]) -> Workload:
+    """The step that yields ``request.token`` of ``request.tokens`` generated after ``prompt`` (batch, seq_len)."""
+    # State-space models have a cache of their own kind, which is neither.
+    cache = request.cache if "past_key_values" in inspect.signature(model.forward).parameters else "dynamic"
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}
+    generation = Generation(model, inputs, cache, vocabulary)
+    with torch.no_grad():
+        step = generation.step(request.tokens, request.token)
+    experts = next((name for name in decoding_experts(model).values() if name), None)
+    options |= {"experts_implementation": str(experts)} if "experts_implementation" in options and experts else {}
+    entry = find(request.model)
+    return Workload(
+        call=step,
+        model=request.model if entry is None else entry.name,
+        step=StepInfo(
+            phase="generate",
+            batch=request.batch,
+            seq_len=request.seq_len,
+            dtype=request.dtype,
+            device=str(prompt.device.type),
+            options={**options, "cache": cache, "tokens": str(request.tokens), "token": str(request.token)},
+        ),
+        seed=request.seed,
+        generation=generation,
+        tokens=request.tokens,
     )
 
 

@@ -15,6 +15,7 @@ from taxbreak_fx import calibrate
 from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.recorders.bench import Bench, one_line
 from taxbreak_fx.recorders.frame import measure_frame
+from taxbreak_fx.recorders.generation import time_generate
 from taxbreak_fx.recorders.outputs import OutputReference
 from taxbreak_fx.recorders.timing import time_variant
 from taxbreak_fx.recorders.tracing import trace_variant, traced_floor
@@ -78,6 +79,8 @@ class Runner:
             return HostFacts(machine=machine, model=self._workload.model, step=self._workload.step)
         if stage.kind == "frame":
             return measure_frame(self._bench)
+        if stage.kind == "generate":
+            return time_generate(self._bench)
         if stage.kind == "floor":
             return traced_floor()
         assert stage.variant is not None

@@ -18,11 +18,12 @@ class ReviewRequest(Record, frozen=True, kw_only=True):
     """One ``taxbreak review``.  ``model`` is a registry name, a local directory, a hub id or ``file.py:factory``.
 
     ``timeout_s`` bounds one stage of one variant; ``budget_s`` is the time spent on the timed pairs of a variant.
-    Empty ``variants`` means all that the device supports.
+    Empty ``variants`` means all that the device supports.  ``tokens`` are generated in phase ``generate``; ``token``:
+    the one whose step is reviewed (0: the prefill's).
     """
 
     model: str
-    phase: Literal["prefill", "decode"] = "decode"
+    phase: Literal["prefill", "decode", "generate"] = "decode"
     batch: int = 1
     seq_len: int = 512
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -36,6 +37,8 @@ class ReviewRequest(Record, frozen=True, kw_only=True):
     weights: bool = False
     trust_remote_code: bool = False
     seed: int = 0
+    tokens: int = 0
+    token: int = 0
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -13,23 +13,26 @@ import msgspec
 
 from taxbreak_fx import __version__
 from taxbreak_fx.breakdown import decompose
+from taxbreak_fx.breakdown_generate import generated
 from taxbreak_fx.compare import compare_all
 from taxbreak_fx.errors import FormatError, OutputError
 from taxbreak_fx.findings import with_findings
+from taxbreak_fx.generate_record import Generate, GenerateRaw
 from taxbreak_fx.machine import Calibration, DevicePath, Machine
-from taxbreak_fx.model import Review, Variant
+from taxbreak_fx.model import Review, StepInfo, Variant
 from taxbreak_fx.record import Percentiles, Record
 from taxbreak_fx.recording import Frame, HostFacts, LaunchFloor, Recording, Timing, Trace
 from taxbreak_fx.timeline import kernel_gap
 
-Kind = Literal["host", "timing", "frame", "trace", "floor"]
+Kind = Literal["host", "timing", "generate", "frame", "trace", "floor"]
 INTERRUPTED = "interrupted by the user"
 NOT_REACHED = "not reached"
 WAITING = b"null"  # a worker's line while another process measures on its device: no reply yet
-Result = HostFacts | Timing | Frame | Trace | LaunchFloor
+Result = HostFacts | Timing | GenerateRaw | Frame | Trace | LaunchFloor
 _TYPES: dict[str, type[Record]] = {
     "host": HostFacts,
     "timing": Timing,
+    "generate": GenerateRaw,
     "frame": Frame,
     "trace": Trace,
     "floor": LaunchFloor,
@@ -72,13 +75,15 @@ class Ready(Record, frozen=True, kw_only=True):
 
     device: Literal["cuda", "cpu"] | None = None
     variants: tuple[str, ...] = ()
+    generates: bool = False
     error: str | None = None
     exit_code: int = 0
 
 
-def plan(variants: Sequence[str], device: Literal["cuda", "cpu"]) -> list[Stage]:
-    """The stages of a review in order.  ``variants`` begins with eager."""
+def plan(variants: Sequence[str], device: Literal["cuda", "cpu"], generates: bool = False) -> list[Stage]:
+    """The stages of a review in order.  ``variants`` begins with eager; ``generates``: all tokens are timed too."""
     stages = [Stage(kind="host"), Stage(kind="timing", variant="eager")]
+    stages += [Stage(kind="generate")] if generates else []
     compiled = [name for name in variants if name not in ("eager", "eager-graph")]
     if compiled:
         stages.append(Stage(kind="frame"))
@@ -140,9 +145,21 @@ def assemble(
         variants=finished,
         comparisons=compare_all(finished, timings),
         graphs=graphs,
+        generate=generation(found.get(("generate", None)), facts.step),
         notes=list(notes),
     )
     return with_findings(review)
+
+
+def generation(outcome: Outcome | None, step: StepInfo) -> Generate | None:
+    """What was timed of all tokens; None where the step is not one of them."""
+    if step.phase != "generate":
+        return None
+    raw = outcome.value() if outcome is not None and outcome.failure is None else None
+    assert raw is None or isinstance(raw, GenerateRaw)
+    failure = outcome.failure if outcome is not None and outcome.failure else NOT_REACHED
+    tokens, token = int(step.options["tokens"]), int(step.options["token"])
+    return generated(raw, failure, tokens, step.seq_len or 0, step.batch or 0, token)
 
 
 def recording(

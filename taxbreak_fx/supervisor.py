@@ -138,7 +138,7 @@ class _Supervision:
         try:
             ready = self._start()
             assert ready.device is not None
-            self._stages = plan(ready.variants, ready.device)
+            self._stages = plan(ready.variants, ready.device, ready.generates)
             try:
                 self._run_stages(self._stages)
             except KeyboardInterrupt:

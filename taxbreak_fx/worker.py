@@ -49,7 +49,9 @@ def main() -> None:
         reply(Ready(error=str(failure), exit_code=failure.exit_code))
         return
     gc.freeze()  # imports and weights live as long as the process: the collections around timed regions skip them
-    reply(Ready(device=device, variants=variants))
+    # All tokens are timed once, where the step in the middle is reviewed.
+    generates = request.phase == "generate" and request.token == request.tokens // 2
+    reply(Ready(device=device, variants=variants, generates=generates))
     for line in sys.stdin.buffer:
         outcome = runner.run(msgspec.json.decode(line, type=Stage))
         reply(outcome)

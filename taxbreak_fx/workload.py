@@ -14,6 +14,8 @@ class Workload:
     """``call(*args, **kwargs)`` is one step (method.md, "The step"); it may mutate state reachable from its inputs.
 
     ``state`` lists further objects the step writes (a cache held in a closure): they are snapshotted with the inputs.
+    ``generation``: where the step is one of ``tokens`` that ``generate`` yields, what runs them all
+    (``generate_loop.Generation``).
     """
 
     call: Callable[..., Any]
@@ -23,6 +25,8 @@ class Workload:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     state: tuple[Any, ...] = ()
     seed: int | None = None
+    generation: Any | None = None
+    tokens: int = 0
 
     def run(self) -> Any:
         """Run one step as the user would."""

@@ -12,6 +12,7 @@ from taxbreak_fx.record import Interval, Measured
 from taxbreak_fx.report import exposed
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
+from taxbreak_fx.report.generate import generate_table, steps_table
 from taxbreak_fx.report.library import calls_table, families_table, source_notes
 from taxbreak_fx.report.predicted import checks, predicted_table, shown_name
 from taxbreak_fx.report.tables import Column, Table, table
@@ -340,9 +341,10 @@ def near_zero_note(tables: Sequence[Table]) -> list[str]:
 def page(review: Review, ops: int = 25) -> tuple[list[Table], list[str]]:
     """All tables and notes of a full page (markdown, html)."""
     optional = (
-        removed_table(review), predicted_table(review), ops_table(review, ops), parts_table(review),
-        exposed.exposed_table(review), exposed.waterfall_table(review), *exposed.costs_table(review, ops),
-        families_table(review), calls_table(review), graphs_table(review), launch_table(review), replay_table(review),
+        generate_table(review), steps_table(review), removed_table(review), predicted_table(review),
+        ops_table(review, ops), parts_table(review), exposed.exposed_table(review), exposed.waterfall_table(review),
+        *exposed.costs_table(review, ops), families_table(review), calls_table(review), graphs_table(review),
+        launch_table(review), replay_table(review),
     )  # fmt: skip
     tables = [variants_table(review), *(table for table in optional if table is not None)]
     notes = [HDBI_MEANING, TERMS_MEANING, *other_notes(review), *missing_notes(review, None, top_nodes(review, ops)[1])]

@@ -171,6 +171,7 @@ def _request(review: Review) -> dict[str, Any]:
             "experts_implementation": options.get("experts_implementation"),
         }  # fmt: skip
         found |= {name: value for name, value in known.items() if value not in (None, "None")}
+        found |= {name: int(options[name]) for name in ("tokens", "token") if step.phase == "generate"}
         found |= {"weights": True} if options.get("weights") == "pretrained" else {}
     elif step.dtype in ("bfloat16", "float16", "float32"):
         found["dtype"] = step.dtype

@@ -11,11 +11,13 @@ from taxbreak_fx.model import Review
 from taxbreak_fx.report import content
 from taxbreak_fx.report.findings import terminal_lines
 from taxbreak_fx.report.format import clip, shorten
+from taxbreak_fx.report.generate import generate_table, steps_table
 from taxbreak_fx.report.tables import Column, Table
 
 MAX_LINES = 40
 MAX_OPS, FEW_OPS = 10, 3
 MAX_FINDINGS = 5
+MAX_STEPS = 4
 MIN_FLEXIBLE = 12
 
 _FORMAT = TableFormat(
@@ -38,6 +40,9 @@ class _Room(NamedTuple):
 # that are left; a few ops come before the last notes.
 MAX_NOTES = 4
 _ALONE, _WITH_FINDINGS = _Room(7, 7, 5, 3, 4), _Room(7, 5, 4, 1, 2)
+# The two tables of a generation stand in the place of what variants removed.
+_GENERATED, FEW_FINDINGS = _Room(6, 0, 1, 0, 1), 2
+REMOVED_ELSEWHERE = "What each variant removed: see report.md"
 
 
 def terminal(review: Review, width: int = 100) -> str:
@@ -50,14 +55,18 @@ def terminal(review: Review, width: int = 100) -> str:
     reference = content.reference(review)
     base = reference.name if reference else "eager"
     removed = content.removed_table(review, base)
-    room = _WITH_FINDINGS if review.findings else _ALONE
+    whole = [found for found in (generate_table(review), steps_table(review)) if found is not None]
+    room = _GENERATED if whole else _WITH_FINDINGS if review.findings else _ALONE
     body = _section(variants, width, room.variants, room.variant_lines)
-    found = terminal_lines(review, MAX_FINDINGS)
+    for generated in whole:
+        body += _section(generated, width, MAX_STEPS, 2 if generated is whole[0] else 1)
+    found = terminal_lines(review, FEW_FINDINGS if whole else MAX_FINDINGS)
     body += ["", *found] if found else []
-    body += _section(removed, width, room.removed, room.removed_lines) if removed else []
+    if removed is not None and not whole:
+        body += _section(removed, width, room.removed, room.removed_lines)
     nodes = content.top_nodes(review, MAX_OPS)[1]
     notes = [*content.other_notes(review), *content.missing_notes(review, base, nodes)]
-    notes += content.near_zero_note([variants])
+    notes += content.near_zero_note([variants]) + ([REMOVED_ELSEWHERE] if removed is not None and whole else [])
     # The foot has two lines beside the notes; the ops table comes with a blank line, a title, a header and a rule.
     left = MAX_LINES - len(head) - len(body) - 6
     foot = ["", content.HDBI_MEANING, *_limited(notes, min(MAX_NOTES, max(room.notes, left - FEW_OPS)), "notes")]
