@@ -224,7 +224,8 @@ def slow_sdpa(scene: Scene) -> Iterator[Seen]:
             basis="simulated with that much less device time",
         ),
         evidence,
-        "pass no mask where it masks nothing (attention_mask=None), so that tracing builds none; or keep the fused "
+        # Passing no mask is not enough: traced, transformers 5.17 builds one for bidirectional attention all the same.
+        "register the attention under a name for which no mask is built (docs/rules/slow-sdpa.md), or keep the fused "
         "kernel: torch.nn.attention.sdpa_kernel, or attn_implementation='flash_attention_2' or 'flex_attention'",
         "high" if there else "medium",
         worst.source,
