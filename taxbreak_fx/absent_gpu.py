@@ -19,7 +19,11 @@ from taxbreak_fx.native import cpp_library_path
 
 @dataclass(frozen=True)
 class AbsentGpu:
-    """What ``torch.cuda.get_device_properties`` says of a GPU, under torch's names; sizes in bytes."""
+    """What ``torch.cuda.get_device_properties`` says of a GPU, under torch's names; sizes in bytes.
+
+    ``half_tflops``, ``single_tflops`` and ``memory_gb_s`` are its rates: dense products in half and single precision,
+    10¹² FLOP/s, and memory, 10⁹ B/s.
+    """
 
     name: str
     major: int
@@ -34,6 +38,9 @@ class AbsentGpu:
     shared_memory_per_block_optin: int
     shared_memory_per_multiprocessor: int
     L2_cache_size: int
+    half_tflops: float
+    single_tflops: float
+    memory_gb_s: float
     gcnArchName: str = ""
     is_integrated: bool = False
 
@@ -43,8 +50,8 @@ class AbsentGpu:
         return self.major, self.minor
 
 
-# NVIDIA's H200 datasheet (memory), H100/H200 white paper (SMs, L2) and the CUDA C++ programming guide's table for
-# compute capability 9.0 (the rest).
+# NVIDIA's H200 datasheet (memory and rates), H100/H200 white paper (SMs, L2) and the CUDA C++ programming guide's table
+# for compute capability 9.0 (the rest).
 H200 = AbsentGpu(
     name="NVIDIA H200",
     major=9,
@@ -59,6 +66,9 @@ H200 = AbsentGpu(
     shared_memory_per_block_optin=232_448,
     shared_memory_per_multiprocessor=233_472,
     L2_cache_size=60 * 2**20,
+    half_tflops=989.0,
+    single_tflops=67.0,
+    memory_gb_s=4800.0,
 )
 GPUS = {"h200": H200}
 

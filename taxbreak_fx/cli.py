@@ -286,7 +286,10 @@ def show(
     format: Annotated[Literal["text", "markdown", "html", "json"], typer.Option(help="Of the output.")] = "text",
 ) -> int:
     """Print a saved review."""
-    sys.stdout.write(render(schema.load(path), format))
+    from taxbreak_fx.findings import completed
+
+    review = schema.load(path)
+    sys.stdout.write(render(review if format == "json" else completed(review), format))
     return EXIT_OK
 
 

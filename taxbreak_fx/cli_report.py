@@ -30,7 +30,9 @@ def report(
     if no_source and format != "html":
         raise UsageError(f"--no-source is for --format html: {format} never holds source text")
     _check_file(out, f"report.{format}")
-    _deliver(_rendered(schema.load(path), format, not no_source), out)
+    from taxbreak_fx.findings import completed
+
+    _deliver(_rendered(completed(schema.load(path)), format, not no_source), out)
     return EXIT_OK
 
 

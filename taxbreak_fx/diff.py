@@ -27,10 +27,10 @@ from taxbreak_fx.diff_types import (
     Side,
     VariantState,
 )
+from taxbreak_fx.findings import keeps_findings
 from taxbreak_fx.model import Review, Variant
 
 ABSENT = "absent"
-FINDINGS_SINCE = (2, 2)  # of the schema
 UNSTEADY = 1.5  # eager's own spread in one process from which a reader should measure again
 
 
@@ -70,7 +70,7 @@ def diff(
     if any(change.real for change in graphs):
         moved |= {finding.variant for finding in (*base.findings, *head.findings)}
     findings: list[FindingChange] = []
-    if _have_findings(base, head):
+    if keeps_findings(base) and keeps_findings(head):
         findings = finding_changes(base.findings, head.findings, moved)
         graphs += _finding_counts(base, head, findings, moved)
     return Diff(
@@ -195,12 +195,6 @@ def _notes(base: Review, head: Review, names: tuple[str, str], timed: list[Clock
             )
     if timed and not measured:
         found.append("both are predicted from one profile: counts are exact, times as good as the profile")
-    if not _have_findings(base, head):
+    if not (keeps_findings(base) and keeps_findings(head)):
         found.append("findings are not compared: one of the reviews is older than they are; review it again")
     return found
-
-
-def _have_findings(base: Review, head: Review) -> bool:
-    """Both files are of a version that has findings, so that none means none."""
-    versions = [tuple(int(part) for part in review.schema_version.split(".")[:2]) for review in (base, head)]
-    return min(versions) >= FINDINGS_SINCE

@@ -31,8 +31,8 @@ from taxbreak_fx.sources import foreign
 from taxbreak_fx.variants import graph_info
 
 NOTES = (
-    "attention takes the backend that torch chooses on the target; products are not padded, as timing on the target "
-    "might decide; one extern call may launch several kernels",
+    "attention takes the backend that torch chooses on the target; products whose rows are not aligned are padded "
+    "where arithmetic bounds them, which the target decides by timing; one extern call may launch several kernels",
 )
 
 
@@ -86,6 +86,7 @@ def _planned(call: Callable[..., Any], args: Any, kwargs: Any, target: str) -> l
                 compile_id=info.compile_id,
                 ops=info.nodes,
                 break_reason=info.break_reason,
+                source=info.source,
                 launches=plan.launches,
                 allocations=plan.allocations,
                 reused=plan.reused,

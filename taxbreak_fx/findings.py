@@ -20,6 +20,8 @@ from taxbreak_fx.findings_scene import Scene
 from taxbreak_fx.findings_variants import device_bound, slow_sdpa, variant_worse
 from taxbreak_fx.model import Review
 
+SINCE = (2, 2)  # of the schema: files of older versions keep no findings
+
 
 def registry(rules: Iterable[Rule]) -> Mapping[str, Rule]:
     """Rules by id.  Raises ``ValueError`` for an id that two rules have: their findings could not be told apart."""
@@ -66,6 +68,19 @@ def find(review: Review, rules: Mapping[str, Rule] = RULES) -> list[Finding]:
 def with_findings(review: Review) -> Review:
     """The review with its findings, in place of any that it had."""
     return msgspec.structs.replace(review, findings=find(review))
+
+
+def keeps_findings(review: Review) -> bool:
+    """Whether the review is of a schema version that has findings, so that none means none."""
+    return tuple(int(part) for part in review.schema_version.split(".")[:2]) >= SINCE
+
+
+def completed(review: Review) -> Review:
+    """The review; one of a version that kept no findings with those of today's rules, and a note that says so."""
+    if keeps_findings(review):
+        return review
+    note = f"findings are of today's rules: a review of schema {review.schema_version} keeps none"
+    return msgspec.structs.replace(with_findings(review), notes=[*review.notes, note])
 
 
 def _told_apart(findings: Sequence[Finding]) -> list[Finding]:

@@ -23,6 +23,7 @@ from taxbreak_fx.timeline import QUEUE_DEPTH, Floors
 # Whose work is bound by the matrix units where it is bound by arithmetic at all.
 MATRIX_FAMILIES = ("gemm", "grouped-gemm", "attention", "convolution")
 COLUMNS = 4  # measured (n, k) nearest to a product's own, between which its efficiency is interpolated
+WORKING = 2.0  # kernels that take less than so many empty ones show what a launch takes, not what the work does
 Basis = Literal["call", "target", "ops", "family and tensors", "family", "library"]
 DeviceBasis = Literal["shape", "size", "efficiency"]
 
@@ -97,7 +98,7 @@ def host_us(profile: Profile, call: Call) -> Cost:
         return Cost(us=counted[max(fewer) if fewer else min(counted)], basis="family and tensors")
     if rows:
         return Cost(us=rows[0].ft_us, basis="family")
-    raise UncoveredError(_uncovered(profile, [_shown(call)], "host time"))
+    raise UncoveredError(_uncovered(profile, [_shown(call)], "host time"), ("host time", _shown(call)))
 
 
 def library_us(profile: Profile, call: Call) -> Cost:
@@ -116,7 +117,8 @@ def library_us(profile: Profile, call: Call) -> Cost:
             return Cost(us=row.ct_us, basis="family")
     if rows:
         return Cost(us=statistics.median(row.ct_us for row in rows), basis="library")
-    raise UncoveredError(_uncovered(profile, [f"{_shown(call)} by {call.library}"], "library time"))
+    what = f"{_shown(call)} by {call.library}"
+    raise UncoveredError(_uncovered(profile, [what], "library time"), ("library time", what))
 
 
 def uncovered(profile: Profile, calls: Iterable[Call]) -> list[str]:
@@ -273,7 +275,8 @@ def device_us(
     (n, k), brought to its own size by the roofline, and averaged over the ``COLUMNS`` nearest with weights 1 ÷ squared
     distance in (log n, log k).  Else: log-log between points by roofline time.  Below the smallest point its time
     stands, since a kernel of no size has its latency; what goes beyond the largest is added at the best efficiency of
-    the family's points, since the largest may be no more than latency itself.  Never less than ``device.null_us``.
+    the family's points (``_best``), since the largest may be no more than latency itself.  Never less than
+    ``device.null_us``.
 
     Looked up by family, dtype and case; else by family and dtype; else another dtype of the family, the same case
     first.  Raises ``UncoveredError`` naming the family and the dtype.
@@ -299,16 +302,20 @@ def device_us(
 
 
 def _best(profile: Profile, family: str) -> float:
-    """The best share of the roofline among the family's points, of any dtype and case; at most 1."""
-    return min(
-        1.0,
-        max(
-            roofline_us(profile, family, grid.dtype, point.bytes, point.flops) / point.us
-            for grid in profile.device.grids
-            if grid.family == family
-            for point in grid.points
-        ),
-    )
+    """The best share of the roofline among the family's points, of any dtype and case; at most 1.
+
+    Points that take less than ``WORKING`` empty kernels show latency and no rate.  A family that has no others moves
+    bytes like the best of those that are not bound by arithmetic, whatever it is itself.
+    """
+    least = WORKING * profile.number("device.null_us")
+    shares: dict[str, float] = {}
+    for grid in profile.device.grids:
+        for point in grid.points:
+            if point.us >= least:
+                share = roofline_us(profile, grid.family, grid.dtype, point.bytes, point.flops) / point.us
+                shares[grid.family] = max(share, shares.get(grid.family, 0.0))
+    others = [share for name, share in shares.items() if name not in MATRIX_FAMILIES]
+    return min(1.0, shares.get(family) or max(others, default=1.0))
 
 
 def _grid(profile: Profile, family: str, dtype: str, case: str) -> FamilyGrid:
@@ -318,7 +325,8 @@ def _grid(profile: Profile, family: str, dtype: str, case: str) -> FamilyGrid:
         why = profile.why_missing(f"device.{family}")
         raise UncoveredError(
             f"profile {profile.name} knows no device time of {family} in {dtype} ({why}); its families: {known}; "
-            "add the family to the profile, or calibrate again"
+            "add the family to the profile, or calibrate again",
+            ("device time", f"{family} in {dtype} ({why})"),
         )
     return min(grids, key=lambda grid: (grid.dtype != dtype, grid.case != case, grid.case != ""))
 

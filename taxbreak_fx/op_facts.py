@@ -30,6 +30,9 @@ _COPIES = {"clone", "copy_", "_to_copy"}
 # One kernel whatever the shapes.  Reductions, products, sorts and scans may take several: those are not decided here.
 _ONE_KERNEL = ("elementwise", "copy", "softmax", "index")
 _ONE_KERNEL_OPS = {"native_layer_norm", "_fused_rms_norm", "embedding"}
+# Written in ATen as several ops, which a dispatch mode does not see: softmax, comparison with −∞, all along a row, a
+# zero, and where.  So observed on an H200 (torch 2.11.0+cu130).
+_SAFE_SOFTMAX, _SAFE_SOFTMAX_KERNELS = "_safe_softmax", 5
 
 
 def _name(func: Any) -> str:
@@ -86,6 +89,9 @@ def traffic(func: Any, args: Any, kwargs: Any, result: Any, top_k: int | None = 
         written, read[first or 0] = {0: amount}, amount if name in _SCATTER_ADD else 0
     elif name in _OVERWRITE or func._overloadname == "out":
         read |= dict.fromkeys(mutated, 0)
+    elif name == _SAFE_SOFTMAX:
+        scores, mask = touched(args[0]), result.numel()  # one byte per element of the mask
+        return 2 * scores + mask + touched(result), mask + 2 * touched(result)
     elif name == "_grouped_mm":
         read[id(args[1])] = round(touched(args[1]) * _experts_share(args[0], args[1], top_k))
     return sum(read.values()), sum(written.values())
@@ -133,6 +139,8 @@ def launches(func: Any, args: Any, kwargs: Any, result: Any) -> tuple[int | None
         return None, 1  # how many there are, to the host
     if name in _COPIES:
         return _copy_launches(name, args, result)
+    if name == _SAFE_SOFTMAX:
+        return _SAFE_SOFTMAX_KERNELS, 0
     family = classify_op(str(func), "cuda").family
     one = family in _ONE_KERNEL and not func._schema.name.startswith("aten::_foreach_")
     return (1 if one or name in _ONE_KERNEL_OPS else None), 0

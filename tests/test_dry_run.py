@@ -181,6 +181,32 @@ def broken(device):
 
 
 @no_gpu
+def test_products_with_unaligned_rows_are_padded_where_arithmetic_bounds_them(tmp_path: Path) -> None:
+    """As on an H200, where Inductor times both: the head of GPT-2's prefill was padded, that of a decode step not."""
+    source = """
+import torch
+def step(x, weight):
+    return torch.nn.functional.linear(x, weight)
+def _made(rows, columns):
+    return lambda device: (step, (torch.ones(rows, 768, device=device, dtype=torch.bfloat16),
+                                  torch.ones(columns, 768, device=device, dtype=torch.bfloat16)), {})
+odd_rows, odd_columns, one_row, aligned = _made(509, 50256), _made(512, 50257), _made(1, 50257), _made(512, 50256)
+"""
+    (tmp_path / "author.py").write_text(source)
+    wide = {}
+    for name in ("odd_rows", "odd_columns", "one_row", "aligned"):
+        plan = plan_step(request(f"{tmp_path / 'author.py'}:{name}", dtype="bfloat16"), "h200")
+        (product,) = [one for graph in plan.graphs for one in graph.launches if one.kind == "extern"]
+        wide[name] = product.outputs.split("](")[0]
+    assert wide == {
+        "odd_rows": "bfloat16[509x50256",
+        "odd_columns": "bfloat16[512x50264",
+        "one_row": "bfloat16[1x50257",
+        "aligned": "bfloat16[512x50256",
+    }
+
+
+@no_gpu
 def test_another_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_version()
     assert RELEASE in CHECKED

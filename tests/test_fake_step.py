@@ -166,6 +166,23 @@ def test_work_and_launches_follow_from_shapes() -> None:
     assert embedding.read_bytes == 16 * 8 + 16 * 64 * 2 and embedding.kernels == 1  # positions, and one row for each
 
 
+def test_the_math_attention_launches_what_an_h200_launches() -> None:
+    """With a mask of equal rows that is traced, as BERT's: 18 kernels a call, counted in a review of it on an H200."""
+    step = record_fake_step(request("BERT-base", "prefill"), capturing=True)
+    layers = 12
+    attention = [
+        op for op in step.ops
+        if op.site is not None and (line := step.sites[op.site].source) and line.file.endswith("sdpa_attention.py")
+        and "scaled_dot_product" in step.sites[op.site].target
+    ]  # fmt: skip
+    softmax = [op for op in attention if op.op == "aten._safe_softmax.default"]
+    products = [op for op in attention if op.op == "aten.bmm.default"]
+    assert (len(softmax), len(products)) == (layers, 2 * layers)
+    assert sum(op.kernels or 0 for op in attention) + len(products) == 18 * layers
+    scores = 12 * 16 * 16  # heads x positions, float32
+    assert (softmax[0].read_bytes, softmax[0].written_bytes) == (13 * scores, 9 * scores)
+
+
 def test_the_host_reads_back_what_it_reads_on_a_gpu() -> None:
     """transformers asks in a prefill whether positions are consecutive: the answer is known, the copy is counted."""
     step = record_fake_step(request("gpt2-tiny", "prefill"))

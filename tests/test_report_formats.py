@@ -29,6 +29,7 @@ from taxbreak_fx.report.github import github
 from taxbreak_fx.report.html import html
 from taxbreak_fx.report.lanes import lanes
 from taxbreak_fx.report.sarif import relative, sarif
+from taxbreak_fx.schema import decode
 from taxbreak_fx.timeline_store import stored
 
 Capture = pytest.CaptureFixture[str]
@@ -327,3 +328,15 @@ def test_reports_of_a_review_without_anything(tmp_path: Path) -> None:
         assert "\x1b" not in text
     assert json.loads(sarif(empty))["runs"][0]["results"] == []
     assert lanes(HOST_BOUND).run.wall_us == 51.0
+
+
+@pytest.mark.parametrize("command", [("show",), ("report", "--format", "markdown")])
+def test_a_review_from_before_findings_shows_those_of_today(command: tuple[str, ...], capsys: Capture) -> None:
+    committed = Path(__file__).parent.parent / "benchmarks" / "results" / "spine-bert.json"
+    kept = Review.load(committed)
+    assert kept.schema_version == "2.0.0" and not kept.findings
+    assert main([command[0], str(committed), *command[1:]]) == 0
+    shown = capsys.readouterr().out
+    assert "Attention falls back" in shown and "findings are of today's rules: a review of schema 2.0.0" in shown
+    assert main(["show", str(committed), "--format", "json"]) == 0
+    assert decode(capsys.readouterr().out.encode(), "stdout") == kept
