@@ -272,11 +272,11 @@ def device_us(
     """Device time of one call's kernels.
 
     ``shape`` (m, n, k) of a product and points with shapes: its time is interpolated log-log along m in each measured
-    (n, k), brought to its own size by the roofline, and averaged over the ``COLUMNS`` nearest with weights 1 ÷ squared
-    distance in (log n, log k).  Else: log-log between points by roofline time.  Below the smallest point its time
-    stands, since a kernel of no size has its latency; what goes beyond the largest is added at the best efficiency of
-    the family's points (``_best``), since the largest may be no more than latency itself.  Never less than
-    ``device.null_us``.
+    (n, k), brought to its own size by the roofline, and averaged over the ``COLUMNS`` nearest of those aligned as it is
+    (of all, where none is) with weights 1 ÷ squared distance in (log n, log k).  Else: log-log between points by
+    roofline time.  Below the smallest point its time stands, since a kernel of no size has its latency; what goes
+    beyond the largest is added at the best efficiency of the family's points (``_best``), since the largest may be no
+    more than latency itself.  Never less than ``device.null_us``.
 
     Looked up by family, dtype and case; else by family and dtype; else another dtype of the family, the same case
     first.  Raises ``UncoveredError`` naming the family and the dtype.
@@ -363,7 +363,9 @@ def _by_shape(
     for point in points:
         assert point.shape is not None
         columns.setdefault((point.shape[1], point.shape[2]), []).append(point)
-    ranked = sorted((math.hypot(math.log(n / at[0]), math.log(k / at[1])), at) for at in columns)
+    # Rows that do not begin on 16 bytes take other, slower kernels, however near the shape.
+    alike = [at for at in columns if _aligned(*at) == _aligned(n, k)] or list(columns)
+    ranked = sorted((math.hypot(math.log(n / at[0]), math.log(k / at[1])), at) for at in alike)
     total = weights = 0.0
     for distance, at in ranked[:COLUMNS]:
         column = sorted(columns[at], key=_rows)
@@ -376,6 +378,11 @@ def _by_shape(
         weights += 1 / distance**2
     nearest = min(columns[ranked[0][1]], key=lambda point: abs(math.log(_rows(point) / m)))
     return ideal * math.exp(total / weights), nearest
+
+
+def _aligned(n: int, k: int) -> bool:
+    """Whether rows of n and of k elements of two bytes are whole 16 bytes."""
+    return n % 8 == 0 and k % 8 == 0
 
 
 def _rows(point: Point) -> int:

@@ -391,6 +391,17 @@ def test_products_between_weights_share_the_efficiency_of_their_neighbours() -> 
     assert (found.us, found.basis) == (pytest.approx(2.0 * 2.0 * 4096 * 2048 * 1024 / 1e8), "shape")
 
 
+def test_products_take_the_efficiency_of_those_aligned_alike() -> None:
+    def at(m: int, n: int, k: int, slowness: float) -> Point:
+        return _gemm(m, n, k, slowness * 2.0 * m * n * k / 1e8)
+
+    known = _with_gemm(at(4096, 4099, 1024, 6.0), at(4096, 1024, 1024, 1.0))
+    assert _product(known, 4096, 4104, 1024).us == pytest.approx(1.0 * 2.0 * 4096 * 4104 * 1024 / 1e8)
+    assert _product(known, 4096, 4101, 1024).us == pytest.approx(6.0 * 2.0 * 4096 * 4101 * 1024 / 1e8)
+    only = _with_gemm(at(4096, 4099, 1024, 6.0))
+    assert _product(only, 4096, 4104, 1024).us == pytest.approx(6.0 * 2.0 * 4096 * 4104 * 1024 / 1e8)
+
+
 def test_another_case_or_dtype_stands_in_and_says_so() -> None:
     batched = FamilyGrid(family="gemm", dtype="bfloat16", case="batched", points=(Point(bytes=1e6, us=3.0),))
     plain = FamilyGrid(family="gemm", dtype="float32", points=(Point(bytes=1e6, us=7.0),))
