@@ -3,18 +3,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import msgspec
 from sample_review import breakdown, interval, sample_review
-from test_layers import ROOT
-
-from taxbreak_fx.model import Review, Variant
-
-sys.path.insert(0, str(ROOT))
 
 from benchmarks.paper.cells import Cell
+from taxbreak_fx.model import Review, Variant
 
 
 def eager(kernels: int = 20, wall: float = 1000.0, host: float = 880.0, device: float = 220.0) -> Variant:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
+import renew
 import typer
 from test_layers import LAYERS
 
+import taxbreak_fx
+from taxbreak_fx import errors
+from taxbreak_fx.backend_options import BackendOptions
+from taxbreak_fx.cli import app
+from taxbreak_fx.cli_report import report
+from taxbreak_fx.findings import RULES
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(DOCS))
-
-import renew  # noqa: E402
-
-import taxbreak_fx  # noqa: E402
-from taxbreak_fx import errors  # noqa: E402
-from taxbreak_fx.backend_options import BackendOptions  # noqa: E402
-from taxbreak_fx.cli import app  # noqa: E402
-from taxbreak_fx.cli_report import report  # noqa: E402
-from taxbreak_fx.findings import RULES  # noqa: E402
-
 ALL_PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 NO_TYPED_NUMBERS = ("README.md", "docs/tutorial.md")
 MEASURED = re.compile(r"(?<![\w.-])(?:\d[\d,.]*\s?(?:ms|µs|us|%|×|kernels|launches|times)(?!\w)|0\.\d+)")

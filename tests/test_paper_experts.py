@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import collections
-import sys
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
-from test_layers import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
-
-sys.path.insert(0, str(ROOT))
 
 from benchmarks.paper import all_experts
 
