@@ -48,7 +48,12 @@ class GenerateStepModule(torch.nn.Module):
 
     def forward(self) -> torch.Tensor:
         """The prefill and the first token, later one decode step with its token; blocks until the host knows whether to
-        go on, as ``generate`` does."""
+        go on, as ``generate`` does.
+
+        Raises ``CaptureError`` while a CUDA graph is captured, which cannot hold that: CUDA itself would not say why.
+        """
+        if _captured(self.ids):
+            raise CaptureError("the host waits for every token to know whether to go on: a CUDA graph cannot hold that")
         model = self.model
         if self.started:
             length = 1 if self.taken["use_cache"] else None
@@ -78,6 +83,7 @@ class Generation:
         self._inside = contextlib.ExitStack()
         self._options: dict[str, Any] = {
             "do_sample": False,
+            "num_beams": 1,  # whatever the generation config of a checkpoint says: this loop is the greedy one
             "eos_token_id": vocabulary,  # one past the last: checked for at every token, never met
             "pad_token_id": 0,
             "use_cache": True,
@@ -94,12 +100,16 @@ class Generation:
     def own(self, tokens: int, marks: list[int] | None = None) -> torch.Tensor:
         """The same by the loop that is reviewed; ``marks`` receives ``perf_counter_ns`` behind each token."""
 
+        def advance(step: GenerateStepModule) -> None:
+            step()
+            if marks is not None:
+                marks.append(time.perf_counter_ns())
+
         def loop(step: GenerateStepModule) -> torch.Tensor:
+            advance(step)  # the prefill runs the experts as they were chosen, like generate()'s
             with _decoding(self.model):
                 while not step.finished:
-                    step()
-                    if marks is not None:
-                        marks.append(time.perf_counter_ns())
+                    advance(step)
             return step.ids
 
         return self._with_own(tokens, loop)
@@ -158,6 +168,11 @@ class Generation:
         except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
             raise CaptureError(f"generate() of this transformers release failed: {first_line(error)}") from error
         return found
+
+
+def _captured(ids: torch.Tensor) -> bool:
+    """Whether this runs as written, on a stream that a CUDA graph is captured from."""
+    return ids.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
 
 
 def decoding_experts(model: Any) -> dict[str, Any]:

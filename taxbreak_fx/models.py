@@ -173,7 +173,9 @@ def _generation(model: Any, request: ReviewRequest, prompt: torch.Tensor, option
     with torch.no_grad():
         step = generation.step(request.tokens, request.token)
     experts = next((name for name in decoding_experts(model).values() if name), None)
-    options |= {"experts_implementation": str(experts)} if "experts_implementation" in options and experts else {}
+    chosen = options.get("experts_implementation")
+    if chosen is not None and experts not in (None, chosen):  # generate() itself changed them for this step
+        options |= {"experts_implementation": str(experts), "prefill_experts": chosen}
     entry = find(request.model)
     return Workload(
         call=step,

@@ -13,12 +13,14 @@ from taxbreak_fx.record import SourceLine
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(__file__) + os.sep
+# It stands for the loop of transformers' generate(): a line there is one of the step that is reviewed.
+_LOOP = os.path.join(os.path.dirname(__file__), "generate_loop.py")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def foreign(filename: str) -> bool:
     """Whether the file is neither torch's nor ours: a line the model's author (or their library) wrote."""
-    return not filename.startswith((_TORCH, _OURS, "<"))
+    return filename == _LOOP or not filename.startswith((_TORCH, _OURS, "<"))
 
 
 def ours(filename: str) -> bool:

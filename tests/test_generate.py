@@ -12,13 +12,14 @@ import torch
 from sample_findings import sample_findings
 from sample_review import interval, sample_review
 
-from taxbreak_fx import breakdown_generate, cli, generate_review, schema
+from taxbreak_fx import breakdown_generate, cli, generate_loop, generate_review, schema
 from taxbreak_fx.breakdown_generate import cached, failed_step, generated, step_of, steps_us, times, with_steps
 from taxbreak_fx.errors import CaptureError, UsageError
 from taxbreak_fx.generate_record import Generate, GenerateRaw
 from taxbreak_fx.model import Review
 from taxbreak_fx.models import load
 from taxbreak_fx.pipeline import Runner
+from taxbreak_fx.recorders.bench import Bench
 from taxbreak_fx.report.repro import repro
 from taxbreak_fx.report.text import MAX_LINES, terminal
 from taxbreak_fx.request import ReviewRequest
@@ -98,12 +99,68 @@ def test_experts_are_those_of_decoding_inside_and_of_the_call_outside(monkeypatc
     model: Any = workload.call.model  # type: ignore[attr-defined]
     generation = workload.generation
     assert generation is not None
-    assert workload.step.options["experts_implementation"] == "batched_mm"
+    options = workload.step.options
+    assert (options["experts_implementation"], options["prefill_experts"]) == ("batched_mm", "grouped_mm")
+    again = repro(msgspec.structs.replace(review_of(2, 20.0, None), step=workload.step, model="olmoe-tiny"), "eager")
+    assert (
+        "experts_implementation='grouped_mm'" in again
+    )  # what was asked for: batched_mm gathers weights per token of a prompt
     assert set(model.get_experts_implementation().values()) == {"batched_mm"}
     with generation.outside():
         assert set(model.get_experts_implementation().values()) == {"grouped_mm"}
     assert set(model.get_experts_implementation().values()) == {"batched_mm"}
-    assert load(msgspec.structs.replace(asked, token=0), "cpu").step.options["experts_implementation"] == "grouped_mm"
+    prefill = load(msgspec.structs.replace(asked, token=0), "cpu").step.options
+    assert prefill["experts_implementation"] == "grouped_mm" and "prefill_experts" not in prefill
+
+
+def test_the_reviewed_prefill_runs_the_experts_as_the_one_of_generate_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import GenerationMixin
+
+    monkeypatch.setattr(
+        GenerationMixin, "_optimize_model_for_decode", _as_on_a_gpu(GenerationMixin._optimize_model_for_decode)
+    )
+    workload = load(request("olmoe-tiny", experts_implementation="grouped_mm", token=1), "cpu")
+    model: Any = workload.call.model  # type: ignore[attr-defined]
+    generation = workload.generation
+    assert generation is not None
+    seen: list[tuple[int, set[str]]] = []
+
+    def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append((kwargs["input_ids"].shape[1], set(model.get_experts_implementation().values())))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    with torch.no_grad(), generation.outside():
+        generation.theirs(TOKENS)
+        theirs = [*seen]
+        seen.clear()
+        generation.own(TOKENS)
+    assert seen == theirs
+    assert seen[0] == (PROMPT, {"grouped_mm"}) and seen[1:] == [(1, {"batched_mm"})] * (TOKENS - 1)
+
+
+def test_a_step_under_graph_capture_says_why_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = load(request(token=1), "cpu")
+    assert not generate_loop._captured(torch.ones(1))
+    monkeypatch.setattr(generate_loop, "_captured", lambda ids: True)
+    with pytest.raises(CaptureError, match=r"waits for every token .* a CUDA graph cannot hold that"):
+        workload.run()
+
+
+@pytest.mark.gpu
+def test_eager_graph_says_why_it_cannot_and_what_follows_runs() -> None:
+    runner = Runner(load(request(token=1), "cuda"), "cuda", 0.01)
+    failed = runner.run(Stage(kind="timing", variant="eager-graph"))
+    assert failed.failure is not None and "a CUDA graph cannot hold that" in failed.failure and not failed.fatal
+    assert runner.run(Stage(kind="generate")).failure is None
+
+
+def test_where_the_loop_breaks_a_graph_is_a_line_of_the_loop() -> None:
+    built, _ = Bench(load(request(token=1), "cpu"), "cpu", 0.01).build("dynamo")
+    lines = Path(generate_loop.__file__).read_text().splitlines()
+    sources = [graph.source for graph in built.graphs if graph.break_reason is not None]
+    assert sources and None not in sources
+    assert "self.finished = bool(" in lines[sources[-1].line - 1], sources  # type: ignore[union-attr]
+    assert sources[-1].file == generate_loop.__file__  # type: ignore[union-attr]
 
 
 def _as_on_a_gpu(original: Any) -> Any:

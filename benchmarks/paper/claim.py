@@ -194,9 +194,8 @@ def finished(
     machines = {file: brief(review.machine) for file, review in store.used.items()}
     if missing:
         causes = ", ".join(dict.fromkeys(str(row.reason) for row in missing))
-        reason = f"{len(missing)} of the figures that it needs are missing ({causes}): {missing[0].what}" + (
-            ", …" if len(missing) > 1 else ""
-        )
+        what = "one figure that it needs is" if len(missing) == 1 else f"{len(missing)} figures that it needs are"
+        reason = f"{what} missing ({causes}){', the first' if len(missing) > 1 else ''}: {missing[0].what}"
         return Claim(
             claim=claim, goal=goal, unit=unit, value=None, met=None, reason=reason, machine=machines, rows=[*rows]
         )

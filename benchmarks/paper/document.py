@@ -84,9 +84,11 @@ def summary(found: Mapping[str, Json]) -> str:
         agreements = figures.get(figure, {"not run"})
         best = next(a for a in ("agrees", "differs", "other conditions", "not run") if a in agreements)
         counted[best] = counted.get(best, 0) + 1
-    words = {"agrees": "agree", "differs": "differ", "other conditions": "stand beside ours of other conditions",
-             "not run": "have none of ours yet"}  # fmt: skip
-    text = ", ".join(f"{counted[name]} {word}" for name, word in words.items() if name in counted)
+    words = {"agrees": ("agrees", "agree"), "differs": ("differs", "differ"),
+             "other conditions": ("stands", "stand"), "not run": ("has", "have")}  # fmt: skip
+    rest = {"other conditions": " beside ours of other conditions", "not run": " none of ours yet"}
+    text = ", ".join(f"{counted[name]} {verbs[counted[name] != 1]}{rest.get(name, '')}" for name, verbs in words.items()
+                     if name in counted)  # fmt: skip
     return "\n".join([*lines, "", f"Of {len(FIGURES)} published figures, each by its best row: {text}."])
 
 
@@ -97,7 +99,7 @@ def anchor(title: str) -> str:
 
 def section(name: str, one: Json) -> Iterator[str]:
     """A claim: what it says, what came out, its table, and what is not run."""
-    met = {True: "met", False: "**not met**", None: f"not answered: {one['reason']}"}[one["met"]]
+    met = {True: "met", False: "**not met**", None: f"Not answered: {one['reason']}"}[one["met"]]
     value = "" if one["value"] is None else f"{show(one['value'])} {one['unit']}, goal {show(one['goal'])}: "
     yield f"Claim: {one['claim']}. {value}{met}."
     yield ""

@@ -5,12 +5,17 @@
 Every variant of every review with compiled ones, against eager: terms removed, HDBI before and after, wall ratio,
 build time, peak memory, break-even steps, and what got worse.
 
-Break-even steps = build seconds ÷ seconds saved per step, with seconds saved = eager's T_wall × (1 − paired wall
-ratio): after so many steps the build is repaid.  Null where nothing is measurably saved.
+Break-even steps are the review's: build seconds ÷ seconds saved per step, with seconds saved = eager's T_wall × (1 −
+paired wall ratio): after so many steps the build is repaid.  Null where nothing is measurably saved.
+
+``eager_then`` = eager's T_wall in the pairs with the variant ÷ its own median.  Where it is far from 1 the host ran at
+another speed meanwhile.  That cancels in the ratio of a variant that waits for the host, but not in that of a graph,
+which the host does not hold up: such a ratio is ``drifted``, and compared with no other variant's.
 
 Fusion and graphs: ``fusion`` = 1 − wall ratio of inductor against eager, ``graphs_after_fusion`` = 1 − that of
 reduce-overhead against inductor; ``graphs`` = 1 − that of eager-graph against eager, ``fusion_after_graphs`` = 1 −
-reduce-overhead's ÷ eager-graph's, both against eager.  Shares of the wall time that was left.
+reduce-overhead's ÷ eager-graph's, both against eager.  Shares of the wall time that was left; null where one that is
+needed did not run, or is ``drifted``.
 
 The value is how many compiled variants of the eight cells have a decomposition, or the reason why they have none.
 """
@@ -23,17 +28,10 @@ from typing import Any
 from benchmarks.paper import claim, figures
 from benchmarks.paper.cells import COMPILED, Store
 from benchmarks.paper.claim import Claim, Row, alone, lacking, short
-from taxbreak_fx.model import Comparison, Review, Variant
+from taxbreak_fx.model import Comparison, Review
 
 NAME = "extension"
 TERMS = ("ft_us", "ct_us", "kt_us", "device_us")
-
-
-def breakeven(variant: Variant, base: Variant, ratio: float, faster: bool) -> float | None:
-    """Build seconds ÷ seconds saved per step; None where nothing is saved, or the build was not timed."""
-    if variant.compile_s is None or base.t_wall_us is None or not faster:
-        return None
-    return variant.compile_s / (1e-6 * base.t_wall_us.median * (1.0 - ratio))
 
 
 def compiled(name: str, review: Review, found: Comparison) -> Row:
@@ -43,6 +41,7 @@ def compiled(name: str, review: Review, found: Comparison) -> Row:
     removed = {term.removesuffix("_us") + "_ms": _ms(getattr(found.removed, term)) for term in TERMS}
     noise = {term.removesuffix("_us") + "_ms": _ms(found.removed.noise_us.get(term)) for term in TERMS}
     memory, before = variant.peak_memory_bytes, base.peak_memory_bytes
+    then = figures.eager_then(review, found)
     return alone(
         f"{name}: {found.variant}",
         found.wall_ratio.median,
@@ -52,6 +51,8 @@ def compiled(name: str, review: Review, found: Comparison) -> Row:
         variant=found.variant,
         wall_ratio=[found.wall_ratio.low, found.wall_ratio.high],
         verdict=found.verdict,
+        eager_then=then,
+        drifted=figures.drifted(found.variant, then),
         removed=removed,
         noise=noise,
         hdbi_before=found.hdbi_before,
@@ -61,7 +62,7 @@ def compiled(name: str, review: Review, found: Comparison) -> Row:
         compile_s=variant.compile_s,
         memory_mib=None if memory is None else memory / 2**20,
         memory_added_mib=None if memory is None or before is None else (memory - before) / 2**20,
-        breakeven_steps=breakeven(variant, base, found.wall_ratio.median, found.verdict == "faster"),
+        breakeven_steps=found.breakeven_steps,
         worse=found.worse,
         outputs_equal=variant.outputs_equal,
         terms=figures.facts(variant),
@@ -73,8 +74,11 @@ def _ms(us: float | None) -> float | None:
 
 
 def order(name: str, review: Review) -> dict[str, Any]:
-    """Fusion and CUDA graphs in both orders; null where a variant did not run."""
-    ratios = {(c.base, c.variant): c.wall_ratio.median for c in review.comparisons if c.wall_ratio is not None}
+    """Fusion and CUDA graphs in both orders; null where a variant did not run, or its ratio drifted."""
+    known = [c for c in review.comparisons if c.wall_ratio is not None]
+    lost = {c.variant for c in known if c.base == "eager"
+            and figures.drifted(c.variant, figures.eager_then(review, c))}  # fmt: skip
+    ratios = {(c.base, c.variant): c.wall_ratio.median for c in known if c.wall_ratio and c.variant not in lost}
     fused, graphed = ratios.get(("eager", "inductor")), ratios.get(("eager", "eager-graph"))
     both, after = ratios.get(("eager", "reduce-overhead")), ratios.get(("inductor", "reduce-overhead"))
     return {
@@ -84,6 +88,7 @@ def order(name: str, review: Review) -> dict[str, Any]:
         "graphs": None if graphed is None else 1 - graphed,
         "fusion_after_graphs": None if both is None or graphed is None else 1 - both / graphed,
         "both": None if both is None else 1 - both,
+        "drifted": sorted(lost),
     }
 
 

@@ -9,9 +9,11 @@ import msgspec
 
 from benchmarks.paper.cells import Cell, Found, Store
 from benchmarks.paper.claim import NOT_RUN, REASONS, Row, alone, beside, conditions, lacking
-from taxbreak_fx.model import Review, Variant
+from taxbreak_fx.model import Comparison, Review, Variant
 
 Getter = Callable[[Variant], float | None]
+GRAPHED = ("reduce-overhead", "cudagraphs", "eager-graph")
+DRIFT = 1.15  # a convention: a host that is further off than this makes a graphed variant's ratio useless
 
 
 def wall_ms(variant: Variant) -> float | None:
@@ -44,6 +46,23 @@ def idle_share(variant: Variant) -> float | None:
     """1 − T_DeviceActive ÷ T_wall."""
     wall, device = wall_ms(variant), device_ms(variant)
     return None if wall is None or device is None else 1.0 - device / wall
+
+
+def eager_then(review: Review, found: Comparison) -> float | None:
+    """Eager's T_wall in the pairs with a variant ÷ its own median: how much slower the host was meanwhile.
+
+    The pairs themselves are not in a review: it is the variant's median ÷ its paired ratio.
+    """
+    base, variant = review.variant("eager").t_wall_us, review.variant(found.variant).t_wall_us
+    if base is None or variant is None or found.wall_ratio is None:
+        return None
+    return variant.median / found.wall_ratio.median / base.median
+
+
+def drifted(variant: str, then: float | None) -> bool:
+    """Whether the paired wall ratio of a graphed variant says more of the host than of the variant: eager's time moves
+    with the host, a replayed graph's does not."""
+    return variant in GRAPHED and then is not None and not 1 / DRIFT <= then <= DRIFT
 
 
 def facts(variant: Variant) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def residuals(store: Store) -> Iterator[Row]:
             yield lacking(what, figure, claim.NOT_RUN)
             continue
         values = list(found[family].values())
-        spread = f"median of {len(values)} eager steps, {min(values):.2f} to {max(values):.2f}"
+        spread = f"median of {len(values)} eager steps, {min(values):.2f} to {max(values):.2f}".replace("-", "−")
         yield beside(what, figure, statistics.median(values), spread, "unexplained", "device")
     for family in sorted(set(found) - set(FAMILIES)):
         values = list(found[family].values())

@@ -11,7 +11,8 @@ among the variants:
                  launches; else the device's work (the metric of the paper's predecessor)
   decomposition  the largest exposed term: framework (ΔFT), library (ΔCT), launches (ΔKT), device
 
-A case: a metric whose target is not the decomposition's.  What each remedy really bought is the paired wall ratio of
+A case: a metric whose target is not the decomposition's; latency names no term at all, so that it makes a case only
+where its remedy is another than the decomposition's.  What each remedy really bought is the paired wall ratio of
 its variant in the same review.  Where a review keeps no timeline there are no exposed terms and no TKLQT; the largest
 raw term stands in then, says so, and makes no case.  The value is the number of cases.
 """
@@ -95,8 +96,12 @@ def case(name: str, review: Review) -> dict[str, Any]:
     decided = named["decomposition"]
     remedies = {metric: None if target is None else REMEDY[target] for metric, target in named.items()}
     ratios = {c.variant: c.wall_ratio.median for c in review.comparisons if c.base == "eager" and c.wall_ratio}
-    faster = {variant: ratio for variant, ratio in ratios.items() if ratio < 1.0}
-    misled = [m for m in ("latency", "idle share", "TKLQT") if decided and named[m] and named[m] != decided]
+    lost = {c.variant for c in review.comparisons if c.base == "eager"
+            and figures.drifted(c.variant, figures.eager_then(review, c))}  # fmt: skip
+    faster = {variant: ratio for variant, ratio in ratios.items() if ratio < 1.0 and variant not in lost}
+    misled = [m for m in ("idle share", "TKLQT") if decided and named[m] and named[m] != decided]
+    if decided and remedies["latency"] != remedies["decomposition"]:
+        misled.insert(0, "latency")
     return {
         "review": short(name),
         "idle_share": figures.idle_share(eager),

@@ -168,7 +168,7 @@ def _request(review: Review) -> dict[str, Any]:
         known = {
             "phase": step.phase, "batch": step.batch, "seq_len": step.seq_len, "dtype": step.dtype,
             "cache": options.get("cache"), "attn_implementation": options.get("attn_implementation"),
-            "experts_implementation": options.get("experts_implementation"),
+            "experts_implementation": options.get("prefill_experts", options.get("experts_implementation")),
         }  # fmt: skip
         found |= {name: value for name, value in known.items() if value not in (None, "None")}
         found |= {name: int(options[name]) for name in ("tokens", "token") if step.phase == "generate"}
