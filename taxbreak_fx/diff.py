@@ -5,6 +5,7 @@ Pure functions over two finished reviews; docs/diff.md says what is compared how
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import msgspec
@@ -64,7 +65,8 @@ def diff(
         changes += found
         rows += own
         lines += line_changes(name, pairs[name], own, candidate_lines(before.nodes, after.nodes))
-        if own or any(change.real for change in found):
+        # A row's time alone is too little: a finding that rests on time comes with a change of the whole.
+        if not all(pair.same for pair in pairs[name]) or any(change.real for change in found):
             moved.add(name)
     graphs = _graph_changes(base, head)
     if any(change.real for change in graphs):
@@ -165,8 +167,15 @@ def _graph_changes(base: Review, head: Review) -> list[Change]:
     """Nothing where no review has graphs: then nobody looked for them."""
     if not base.graphs and not head.graphs:
         return []
-    breaks = [sum(graph.break_reason is not None for graph in review.graphs) for review in (base, head)]
-    return [_counted("graphs", len(base.graphs), len(head.graphs)), _counted("graph_breaks", breaks[0], breaks[1])]
+    before, after = (
+        {"graphs": len(one.graphs), "graph_breaks": sum(graph.break_reason is not None for graph in one.graphs)}
+        for one in (base, head)
+    )
+    if not head.graphs:
+        # What did not compile has no breaks either: that must not look like a step without any.
+        why = "head: no graph was captured"
+        return [Change(variant=None, metric=n, unit="count", base=v, head=None, reason=why) for n, v in before.items()]
+    return [_counted(name, before[name], after[name]) for name in before]
 
 
 def _finding_counts(base: Review, head: Review, changed: list[FindingChange], moved: Collection[str]) -> list[Change]:
@@ -192,6 +201,16 @@ def _notes(base: Review, head: Review, names: tuple[str, str], timed: list[Clock
             found.append(
                 f"{name}: an unsteady machine, or eager timed only once: its wall time is known to a factor of "
                 f"{unsteadiness(review):.2f}; only larger changes of eager's times can be told"
+            )
+    scores = base.machine.calibration.host_score, head.machine.calibration.host_score
+    if measured and min(scores) > 0:
+        loop = scores[0] / scores[1]
+        told = [clock for clock in timed if clock.host is not None and not clock.exact]
+        odd = [c.variant for c in told if c.host and abs(math.log(c.host / loop)) > math.log(c.spread * UNSTEADY)]
+        if odd:
+            found.append(
+                f"{', '.join(odd)}: the head's host is another by its ops than by the calibration's loop, which took "
+                f"{loop:.2f} × as long: an edit that slows every op alike looks like a slower host"
             )
     if timed and not measured:
         found.append("both are predicted from one profile: counts are exact, times as good as the profile")

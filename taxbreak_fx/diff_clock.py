@@ -58,7 +58,7 @@ def _clock(name: str, base: Review, head: Review, pairs: Mapping[str, Sequence[P
             variant=name, host=None, source=f"base {how[0]}, head {how[1]}: their times have nothing in common"
         )
     if a.origin == "predicted":
-        if base.machine.calibration != head.machine.calibration or base.machine.device != head.machine.device:
+        if _costs(base) != _costs(head):
             return Clock(variant=name, host=None, source="predicted from different hardware profiles")
         return Clock(variant=name, host=1.0, source="both predicted from the same hardware profile", exact=True)
     own = _paired(base, a), _paired(head, b)
@@ -86,6 +86,13 @@ def _row_clock(name: str, base: Review, head: Review, row_name: str, pairs: Mapp
             drift += abs(math.log(whole) - middle)
             return Clock(variant=name, host=math.exp(middle), spread=math.exp(drift), source=source)
     return Clock(variant=name, host=None, source=f"fewer than {FEWEST_ROWS} timed ops run the same in base and head")
+
+
+def _costs(review: Review) -> tuple[object, ...]:
+    """What tells profiles apart: the machine that was calibrated, and when; and in the note, how it was scaled."""
+    machine = review.machine
+    titles = [note for note in review.notes if "costs of profile" in note]
+    return machine.device, machine.date, machine.calibration, titles
 
 
 def unsteadiness(review: Review) -> float:
@@ -125,7 +132,7 @@ def _reach(comparison: Comparison) -> float:
     assert comparison.wall_ratio is not None
     normal = statistics.NormalDist()
     level = comparison.ratio_confidence
-    wider = normal.inv_cdf((1 + CONFIDENCE) / 2) / normal.inv_cdf((1 + level) / 2) if level > 0 else 1.0
+    wider = normal.inv_cdf((1 + CONFIDENCE) / 2) / normal.inv_cdf((1 + level) / 2) if 0 < level < 1 else 1.0
     return _half(comparison.wall_ratio) * max(1.0, wider)
 
 

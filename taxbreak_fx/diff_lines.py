@@ -119,13 +119,12 @@ def _common(modules: list[str | None]) -> str | None:
 
 def _nothing(rows: list[RowChange]) -> bool:
     """The op is called, launches and runs as before on this line, and no row of it changed its time alone."""
+    if any(sum(values) for values in zip(*((r.calls, r.launches or 0, r.kernels or 0) for r in rows), strict=True)):
+        return False
     if any(row.presence == "both" and not (row.calls or row.launches or row.kernels) for row in rows):
-        return abs(_sum(row.host_us for row in rows) or 0.0) < LEAST_US
-    return not (
-        sum(row.calls for row in rows)
-        or sum(row.launches or 0 for row in rows)
-        or sum(row.kernels or 0 for row in rows)
-    )
+        times = _sum(row.host_us for row in rows), _sum(row.device_us for row in rows)
+        return all(abs(us or 0.0) < LEAST_US for us in times)
+    return True
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -12,7 +12,7 @@ from taxbreak_fx.compare import REPLAY_SPREAD
 from taxbreak_fx.diff_clock import DRIFT, HOST_BOUND
 from taxbreak_fx.diff_metrics import Metric
 from taxbreak_fx.diff_types import Clock, Expected
-from taxbreak_fx.model import Variant
+from taxbreak_fx.model import Node, Variant
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.timeline import Simulator, Term
 from taxbreak_fx.timeline_store import restored
@@ -50,7 +50,7 @@ class Noise:
             least = LEAST_INDEX if metric.kind == "index" else LEAST_US
             return Expected(value=value, low=value - least, high=value + least)
         if metric.kind == "memory":
-            return Expected(value=value, low=value * (1 - MEMORY_SPREAD), high=value * (1 + MEMORY_SPREAD))
+            return _between(value, value * (1 - MEMORY_SPREAD), value * (1 + MEMORY_SPREAD))
         if metric.kind == "device" and not self._cpu:
             return self._device(value)
         if self._clock.host is None:
@@ -83,6 +83,24 @@ class Noise:
         reach = abs(middle) * (self._clock.spread**2 - 1.0) + (self._clock.spread - 1.0) * self._host_us / 20
         return Expected(value=middle, low=middle - reach, high=middle + reach)
 
+    def device_row(self, base: Node) -> Expected | None:
+        """Device time of one row; None where it cannot be told from noise.
+
+        Measured kernels scatter one by one more than their sum: they are looked at where the whole has changed.
+        """
+        if base.device_us is None:
+            return None
+        if self._clock.exact:
+            return _between(base.device_us, base.device_us - LEAST_US, base.device_us + LEAST_US)
+        before, after = self._base.device_active_us, self._head.device_active_us
+        if self._cpu or base.kernels == 0 or before is None or after is None:
+            return None
+        whole = self._device(before)
+        if whole.low <= after <= whole.high:
+            return None
+        reach = base.device_us * ((1 + DEVICE_SPREAD) ** 2 - 1) + DEVICE_SPREAD * before / 20
+        return _between(base.device_us, base.device_us - reach, base.device_us + reach)
+
     @property
     def _scale(self) -> tuple[float, float, float]:
         """The clock: lowest, likeliest, highest."""
@@ -105,7 +123,7 @@ class Noise:
                 min(low, low + launch * (1.0 - self._scale[0])),
                 max(high, high + launch * (1.0 - self._scale[2])),
             )
-        return Expected(value=middle, low=low, high=high)
+        return _between(middle, low, high)
 
     def _split(self, value: float) -> Expected:
         """A part is T_host less others: it is as unsure as T_host, and as replay, where replay told it apart.
@@ -127,22 +145,24 @@ class Noise:
         assert self._clock.host is not None
         middle = value * self._clock.host
         head = (self._head.breakdown.ct_us or 0.0) if self._head.breakdown else 0.0
-        reach = middle * (self._clock.spread**2 - 1.0) + REPLAY_SPREAD * max(middle, head, 0.0)
+        reach = abs(middle) * (self._clock.spread**2 - 1.0) + REPLAY_SPREAD * max(middle, head, 0.0)
         return Expected(value=middle, low=middle - reach, high=middle + reach)
 
     def _wall(self, value: float) -> Expected:
         """Between the host's clock and none.
 
         T_wall grows with host and device times and is linear in both together, so that on a host c times as slow it
-        lies between c·T and c·T + (1 − c)·D, where D, at most T, is all device work.  The CPU device slows down whole.
+        lies between c·T and c·T + (1 − c)·D, where D, at most T, is all device work, or all that is not the host's own
+        (T − T_issue: latencies and gaps too).  The CPU device slows down whole.
         """
-        device = 0.0 if self._cpu else min(_or(self._base.device_sum_us, value), value)
+        rest = max(_or(self._base.device_sum_us, value), value - _or(self._base.issue_us, value))
+        device = 0.0 if self._cpu else min(rest, value)
         ends = [scale * value + share * (1.0 - scale) * device for scale in self._scale for share in (0.0, 1.0)]
         # A step that is all host slows down whole; where it is not, the middle of the two is as good as any.
         host_bound = _or(self._base.issue_us, 0.0) >= HOST_BOUND * value
         middle = ends[2] if host_bound else (ends[2] + ends[3]) / 2
         extra = 1.0 + (0.0 if self._cpu else DEVICE_SPREAD)
-        return Expected(value=middle, low=min(*ends) / extra, high=max(*ends) * extra)
+        return _between(middle, min(ends) / extra, max(ends) * extra)
 
     def _apart(self, value: float) -> Expected:
         """The CPU device's own time, which was not timed in pairs but by itself: a whole drift may lie between."""
@@ -151,7 +171,7 @@ class Noise:
         return Expected(value=middle, low=min(low / DRIFT, whole.low), high=max(high * DRIFT, whole.high))
 
     def _device(self, value: float) -> Expected:
-        reach = DEVICE_SPREAD * value + max(_copies(self._base), _copies(self._head))
+        reach = DEVICE_SPREAD * abs(value) + max(_copies(self._base), _copies(self._head))
         return Expected(value=value, low=value - reach, high=value + reach)
 
     def _floor(self, value: float) -> Expected:
@@ -163,13 +183,13 @@ class Noise:
         scale = (*self._scale, 1.0)
         low, high = min(scale), max(scale)
         drifted = 1.0
-        if a is not None and b is not None and min(a.p5, b.p5) > 0:
+        if a is not None and b is not None and min(a.p5, b.p5, a.p50, b.p50) > 0:
             drifted = b.p50 / a.p50
             low = min(low, drifted * min(a.p5 / a.p50, b.p5 / b.p50))
             high = max(high, drifted * max(a.p95 / a.p50, b.p95 / b.p50))
         if self._base.graph_launches or self._head.graph_launches:
             low, high = low / DRIFT, high * DRIFT
-        return Expected(value=value * drifted, low=value * min(low, drifted), high=value * max(high, drifted))
+        return _between(value * drifted, value * low, value * high)
 
     def _orchestration(self) -> Expected | str:
         terms = self._base.breakdown
@@ -223,6 +243,11 @@ _TERMS: dict[str, Term] = {
     "exposed.sync_us": "sync",
     "exposed.device_us": "device",
 }
+
+
+def _between(value: float, *ends: float) -> Expected:
+    """Around ``value``, which may be negative: terms keep their sign."""
+    return Expected(value=value, low=min(value, *ends), high=max(value, *ends))
 
 
 def _copies(variant: Variant) -> float:

@@ -18,11 +18,11 @@ def check(base: Review, head: Review, *, allow_versions: bool = False, force: bo
     """
     subjects = _differences(_subject(base), _subject(head))
     if subjects and not force:
-        raise UsageError(f"{_joined(subjects)}: not the same step; compare reviews of one step, or add --force")
+        raise UsageError(f"{', '.join(subjects)}: not the same step; compare reviews of one step, or add --force")
     versions = _differences(_versions(base), _versions(head))
     if versions and not (allow_versions or force):
         raise UsageError(
-            f"{_joined(versions)}: what runs depends on it, whatever the model does; review the base again with the "
+            f"{', '.join(versions)}: what runs depends on it, whatever the model does; review the base again with the "
             "head's versions, or add --allow-versions"
         )
     return subjects + versions
@@ -74,7 +74,3 @@ def _differences(base: dict[str, str], head: dict[str, str]) -> list[str]:
     keys = dict.fromkeys([*base, *head])
     found = [(key, base.get(key, "none"), head.get(key, "none")) for key in keys]
     return [f"{key} {ours} → {theirs}" for key, ours, theirs in found if ours != theirs]
-
-
-def _joined(differences: list[str]) -> str:
-    return ", ".join(differences)

@@ -14,7 +14,7 @@ from taxbreak_fx.model import Node
 
 
 def row_changes(variant: str, pairs: Sequence[Pair], noise: Noise, cpu: bool) -> list[RowChange]:
-    """The rows whose counts changed, or whose host time changed by more than its noise; the most costly first.
+    """The rows whose counts changed, or whose host or device time did beyond its noise; the most costly first.
 
     ``noise`` is the variant's.  A row that runs as before and takes as long is no change.
     """
@@ -27,8 +27,8 @@ def _changed(variant: str, pair: Pair, noise: Noise, cpu: bool) -> RowChange | N
     base, head = pair.base, pair.head
     node = head or base
     assert node is not None
-    host = _host_change(pair, noise, cpu)
-    if pair.same and host is None:
+    host, device = _host_change(pair, noise, cpu), _device_change(pair, noise)
+    if pair.same and host is None and device is None:
         return None
     return RowChange(
         variant=variant,
@@ -41,7 +41,7 @@ def _changed(variant: str, pair: Pair, noise: Noise, cpu: bool) -> RowChange | N
         launches=_less(base, head, "launches"),
         kernels=_less(base, head, "kernels"),
         host_us=host,
-        device_us=None if pair.same else _device_change(base, head),
+        device_us=device,
     )
 
 
@@ -51,10 +51,17 @@ def _less(base: Node | None, head: Node | None, field: str) -> int | None:
     return None if None in values else values[1] - values[0]
 
 
-def _device_change(base: Node | None, head: Node | None) -> float | None:
-    before = 0.0 if base is None else base.device_us
-    after = 0.0 if head is None else head.device_us
-    return None if before is None or after is None else after - before
+def _device_change(pair: Pair, noise: Noise) -> float | None:
+    """Head − base; of a row that runs as before only where it is beyond its noise."""
+    before = 0.0 if pair.base is None else pair.base.device_us
+    after = 0.0 if pair.head is None else pair.head.device_us
+    if before is None or after is None:
+        return None
+    if pair.same and pair.base is not None:
+        expected = noise.device_row(pair.base)
+        if expected is None or expected.low <= after <= expected.high:
+            return None
+    return after - before
 
 
 def _host_change(pair: Pair, noise: Noise, cpu: bool) -> float | None:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from taxbreak_fx.diff_metrics import PART, Metric, metric, nearest
-from taxbreak_fx.diff_noise import LEAST_US
 from taxbreak_fx.diff_types import Change, Diff, Unit, Verdict
 from taxbreak_fx.errors import UsageError
 
@@ -192,8 +191,9 @@ def _factor(reader: _Reader, of: Metric) -> float:
 def judge(gates: Sequence[Gate], found: Diff) -> list[Verdict]:
     """One verdict per gate and variant that it is about.
 
-    A gate whose variant the head lost fails; so does one that could judge nothing at all, because a gate that sees
-    nothing must not pass.  Raises ``UsageError`` for a variant, or a part of ΔFT, that neither review has.
+    A gate fails where the head lost its variant, or the number that it watches; so does one that could judge nothing at
+    all, because a gate that sees nothing must not pass.  Raises ``UsageError`` for a variant, or a part of ΔFT, that
+    neither review has.
     """
     return [verdict for gate in gates for verdict in _verdicts(gate, found)]
 
@@ -213,7 +213,8 @@ def _verdicts(gate: Gate, found: Diff) -> list[Verdict]:
             f"--fail-on {gate.text!r}: ΔFT has no part {gate.metric.name}; the reviews have {', '.join(parts)}"
         )
     changes = [c for c in found.changes if c.metric == gate.metric.name and gate.variant in (None, c.variant)]
-    verdicts = [_verdict(gate, change) for change in changes]
+    exact: set[str | None] = {clock.variant for clock in found.clocks if clock.exact}
+    verdicts = [_verdict(gate, change, change.variant in exact) for change in changes]
     if gate.metric.read is not None:
         verdicts += [
             Verdict(
@@ -223,9 +224,14 @@ def _verdicts(gate: Gate, found: Diff) -> list[Verdict]:
             if gate.variant in (None, s.variant) and s.base == "ok" and s.head not in ("ok", "absent")
         ]
         verdicts += [
-            Verdict(gate=gate.text, variant=s.variant, state="failed", why="the head has no such variant")
+            Verdict(
+                gate=gate.text,
+                variant=s.variant,
+                state="not judged" if gate.variant is None else "failed",
+                why="the head has no such variant",
+            )
             for s in found.variants
-            if gate.variant == s.variant and s.base == "ok" and s.head == "absent"
+            if gate.variant in (None, s.variant) and s.base == "ok" and s.head == "absent"
         ]
     if all(verdict.state == "not judged" for verdict in verdicts):
         why = "nothing could be judged"
@@ -235,17 +241,19 @@ def _verdicts(gate: Gate, found: Diff) -> list[Verdict]:
     return verdicts
 
 
-def _verdict(gate: Gate, change: Change) -> Verdict:
+def _verdict(gate: Gate, change: Change, exact: bool) -> Verdict:
+    """``exact``: of a prediction, whose rounding is no noise."""
     if change.expected is None or change.delta is None:
+        # What the base has and the head does not, an edit may have taken away.
+        lost = change.base is not None and change.head is None
         why = change.reason or "not comparable"
-        return Verdict(gate=gate.text, variant=change.variant, state="not judged", why=why)
-    exact = change.expected.high - change.expected.low <= 2 * LEAST_US  # the rounding of a prediction is no noise
+        return Verdict(gate=gate.text, variant=change.variant, state="failed" if lost else "not judged", why=why)
     shown = _shown(change)
     if not all(_exceeds(condition, change, gate.rises) for condition in gate.conditions):
         return Verdict(gate=gate.text, variant=change.variant, state="passed", why=f"{shown}: within the limit")
     if not change.real:
         return Verdict(gate=gate.text, variant=change.variant, state="passed", why=f"{shown}: within its noise")
-    beyond = "" if exact else ", beyond its noise"
+    beyond = "" if exact or change.expected.low == change.expected.high else ", beyond its noise"
     return Verdict(gate=gate.text, variant=change.variant, state="failed", why=f"{shown}{beyond}")
 
 

@@ -110,11 +110,15 @@ def _value(review: Review, variant: Variant, found: Any) -> tuple[float, float] 
 
 
 def _of_review(review: Review, name: str) -> tuple[float, float] | str:
+    from taxbreak_fx.findings import keeps_findings
+
     if name.startswith("graph"):
         if not review.graphs:
             return "no variant of the review was captured by Dynamo"
         broken = [graph for graph in review.graphs if name == "graphs" or graph.break_reason is not None]
         return float(len(broken)), float(len(broken))
+    if not keeps_findings(review):
+        return f"a review of schema {review.schema_version} keeps no findings; review it again"
     severity = name.partition(".")[2]
     found = [finding for finding in review.findings if severity in ("", finding.severity)]
     return float(len(found)), float(len(found))

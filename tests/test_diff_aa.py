@@ -124,7 +124,7 @@ def test_reviews_of_a_step_on_the_cpu_find_nothing() -> None:
 
 
 @pytest.mark.parametrize("path", SPINES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("factor", [1.0, 1.4, 0.7])
+@pytest.mark.parametrize("factor", [1.0, 1.4, 0.7, 3.0, 0.33])
 def test_a_measured_review_on_another_host_is_no_change(path: Path, factor: float) -> None:
     base = schema.load(path)
     head = on_slower_host(base, factor, device=1.02)

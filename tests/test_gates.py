@@ -149,11 +149,30 @@ def test_a_part_that_no_review_has_is_a_mistake() -> None:
 
 
 def test_a_gate_that_sees_nothing_fails() -> None:
-    assert states_of("launches>+2%", change(0, None)) == ["not judged", "failed"]
+    unknown = replace(change(1, (1, 1, 1)), expected=None, delta=None, reason="no clock")
+    assert states_of("launches>+2%", unknown) == ["not judged", "failed"]
     # One variant that can be judged is enough.
-    both = change(0, None), change(100, (100, 100, 100), variant="inductor")
+    both = unknown, change(100, (100, 100, 100), variant="inductor")
     assert states_of("launches>+2%", *both) == ["not judged", "passed"]
     assert states_of("kernels>+2%", change(100, (100, 100, 100))) == ["failed"]
+
+
+def test_a_number_that_the_head_lost_fails() -> None:
+    both = change(0, None), change(100, (100, 100, 100), variant="inductor")
+    verdicts = judge([parse("launches>+2%")], found(*both))
+    assert [(v.variant, v.state) for v in verdicts] == [("eager", "failed"), ("inductor", "passed")]
+    assert verdicts[0].why == "head: not traced"
+
+
+def test_a_variant_that_is_gone_is_shown_and_fails_the_gates_that_name_it() -> None:
+    states = [VariantState(variant="inductor", base="ok", head="absent"),
+              VariantState(variant="eager", base="ok", head="ok")]  # fmt: skip
+    for gate, expected in (
+        ("launches>+2%", [("eager", "passed"), ("inductor", "not judged")]),
+        ("inductor:launches>+2%", [("inductor", "failed")]),
+    ):
+        verdicts = judge([parse(gate)], found(change(100, (100, 100, 100)), states=states))
+        assert [(v.variant, v.state) for v in verdicts] == expected
 
 
 def test_why_says_how_much() -> None:
@@ -161,6 +180,9 @@ def test_why_says_how_much() -> None:
     assert verdict.why == "100 → 106 (+6, +6.0 %)"
     (verdict,) = judge([parse("launches>+2%")], found(change(106, (100, 90, 115))))
     assert verdict.why == "100 → 106 (+6, +6.0 %): within its noise"
+    # HDBI: an interval of 0.09 is no rounding.
+    (verdict,) = judge([parse("hdbi>+2%")], found(change(0.9, (0.5, 0.45, 0.54), name="hdbi")))
+    assert verdict.why == "0.5 → 0.9 (+0.4, +80.0 %), beyond its noise"
     (verdict,) = judge([parse("exposed.ft_us>+2%")], found(change(106, (100, 100, 100))))
     assert "exposed.ft_us is not in both reviews" in verdict.why and "CUDA" in verdict.why
 

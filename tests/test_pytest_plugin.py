@@ -56,6 +56,8 @@ def test_what_was_not_measured_fails_with_its_reason() -> None:
         assert_review(sample_review(), variant="cudagraphs", launches=1)
     with pytest.raises(AssertionError, match="no variant of the review was captured"):
         assert_review(replace(sample_review(), graphs=[]), graph_breaks=0)
+    with pytest.raises(AssertionError, match=r"schema 2\.1\.0 keeps no findings"):
+        assert_review(replace(sample_review(), schema_version="2.1.0"), findings=0)
 
 
 def test_mistakes_are_refused() -> None:
