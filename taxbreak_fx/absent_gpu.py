@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -93,6 +93,43 @@ def stand_in_guard() -> ctypes.CDLL | None:
     return ctypes.CDLL(str(library))
 
 
+def _converting() -> Callable[..., torch.nn.Module]:
+    """``Module._apply``, by which ``.to(device)`` and ``.bfloat16()`` convert, for parameters that are fake.
+
+    torch's own exchanges the insides of each parameter, and refuses those that anything refers to weakly, as the mode
+    does to all of its tensors.  This one puts another parameter in its place; one that is shared stays shared.
+    """
+    made: dict[int, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {}
+    depth = 0
+
+    def converted(own: torch.nn.Parameter, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Parameter:
+        if id(own) not in made:
+            with torch.no_grad():
+                new = fn(own)
+            made[id(own)] = own, own if new is own else torch.nn.Parameter(new, own.requires_grad)
+        return made[id(own)][1]
+
+    def apply(
+        module: torch.nn.Module, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> torch.nn.Module:
+        nonlocal depth
+        depth += 1
+        try:
+            for child in module.children() if recurse else ():
+                child._apply(fn)  # which a class may have made its own
+            for name, own in module._parameters.items():
+                module._parameters[name] = None if own is None else converted(own, fn)
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else fn(buffer)
+        finally:
+            depth -= 1
+            if not depth:
+                made.clear()
+        return module
+
+    return apply
+
+
 @contextlib.contextmanager
 def pretending(target: AbsentGpu) -> Iterator[FakeTensorMode]:
     """Tensors made inside are fake, on ``cuda`` too; what eager code asks of the GPU is answered for ``target``.
@@ -110,5 +147,6 @@ def pretending(target: AbsentGpu) -> Iterator[FakeTensorMode]:
             ("mem_get_info", (target.total_memory, target.total_memory)),  # models asks before it builds
         ):
             stack.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
+        stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", _converting()))
         stack.enter_context(mode)
         yield mode

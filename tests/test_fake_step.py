@@ -283,6 +283,33 @@ def test_a_cache_too_large_for_the_target_is_refused() -> None:
         record_fake_step(request("gpt2-tiny", batch=10_000_000))
 
 
+def test_modules_are_converted_as_for_a_gpu_that_is_there(tmp_path: Path) -> None:
+    """The common way to write a factory: made on the CPU, then moved; weights that are shared stay so."""
+    (tmp_path / "author.py").write_text("""
+import torch
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(32, 16), torch.nn.Linear(16, 32, bias=False)
+        self.head.weight = self.table.weight
+        self.rnn = torch.nn.LSTM(16, 16)  # whose class converts itself in a way of its own
+        self.register_buffer("scale", torch.ones(16))
+    def forward(self, ids):
+        return self.head(self.table(ids) * self.scale)
+def moved(device):
+    made = Tied().bfloat16().to(device)
+    assert made.head.weight is made.table.weight and made.rnn._flat_weights[0] is made.rnn.weight_ih_l0
+    assert {p.device.type for p in (*made.parameters(), made.scale)} == {device.split(":")[0]}
+    return made, (torch.zeros(4, dtype=torch.long, device=device),), {}
+""")
+    step = record_fake_step(request(f"{tmp_path / 'author.py'}:moved"))
+    assert [op.op for op in step.ops if op.kernels != 0] == [
+        "aten.embedding.default", "aten.mul.Tensor", "aten.mm.default",
+    ]  # fmt: skip
+    assert step.weight_bytes == 2 * (32 * 16 + 4 * 16 * (16 + 16 + 2) + 16)
+    assert {op.device for op in step.ops} == {"cuda"} and step.ops[-1].dtype == "bfloat16"
+
+
 def test_nothing_pretended_stays_behind() -> None:
     from transformers import PreTrainedModel
     from transformers.utils import import_utils
@@ -292,6 +319,7 @@ def test_nothing_pretended_stays_behind() -> None:
             torch.cuda.get_device_capability,
             torch.cuda.mem_get_info,
             torch.nn.init.trunc_normal_,
+            torch.nn.Module._apply,
             import_utils.is_fake_tensor,
             PreTrainedModel.set_experts_implementation,
             PreTrainedModel.initialize_weights,
