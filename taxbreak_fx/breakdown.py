@@ -25,11 +25,12 @@ from taxbreak_fx.decompose import (
 from taxbreak_fx.draft import Draft, put_coverage
 from taxbreak_fx.ft_parts import put_parts
 from taxbreak_fx.matching import family_replays
-from taxbreak_fx.model import Breakdown, FamilyReplay, Status, Variant
+from taxbreak_fx.model import Status, Variant
 from taxbreak_fx.nodes import cuda_nodes, device_sum_us
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Recording, Trace
 from taxbreak_fx.timeline_store import stored
+from taxbreak_fx.variant_record import Breakdown, FamilyReplay
 
 UNCOMPILED = ("eager", "eager-graph")
 NOTED_DRIFT = 1.15  # beyond the 12.6 % (CV) by which T_host varied over ten processes of a 2-core CPU

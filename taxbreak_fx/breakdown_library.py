@@ -12,8 +12,8 @@ from taxbreak_fx.draft import Draft
 from taxbreak_fx.families import classify_op
 from taxbreak_fx.family_inputs import inputs_of
 from taxbreak_fx.kinds import kernel_kind, replay_kind, site_kind
-from taxbreak_fx.model import FamilyLibrary
 from taxbreak_fx.recording import LibrarySite, Recording, Replay, ReplayTrace, Trace
+from taxbreak_fx.variant_record import FamilyLibrary
 
 NO_CALLS = "no library call was made: observed by the libraries' own loggers"
 DIRECT = "direct: the libraries' entry points, timed in the running step"

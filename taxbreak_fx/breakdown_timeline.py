@@ -19,10 +19,10 @@ from taxbreak_fx.breakdown_library import LibraryTerm
 from taxbreak_fx.draft import Draft
 from taxbreak_fx.kinds import is_wrapper_line, kernel_kind, site_kind
 from taxbreak_fx.machine import Calibration
-from taxbreak_fx.model import Exposed
 from taxbreak_fx.record import SourceLine
 from taxbreak_fx.recording import Activity, Trace
 from taxbreak_fx.timeline import Floors, Item, Piece, Simulator, Sync, Timeline, Work, launch_latency
+from taxbreak_fx.variant_record import Exposed
 
 # Conventions, not measurements: no clock is read between a launch and the end of its call.
 RETURN_SHARE = 0.1  # of a call's host time that lies behind its launches: an op launches last, and returns

@@ -9,9 +9,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from taxbreak_fx.kinds import replay_kind
-from taxbreak_fx.model import OutputCheck
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Activity, InSitu, Replay, ReplayTrace
+from taxbreak_fx.variant_record import OutputCheck
 
 ERROR_RATIO = 3.0
 

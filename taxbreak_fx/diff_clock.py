@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from taxbreak_fx.diff_match import Pair
 from taxbreak_fx.diff_types import Clock
-from taxbreak_fx.model import Comparison, Node, Review, Variant
+from taxbreak_fx.model import Comparison, Review, Variant
 from taxbreak_fx.record import Interval
+from taxbreak_fx.variant_record import Node
 
 EAGER = "eager"
 CONFIDENCE = 0.999  # as stats.CONFIDENCE: many metrics of many variants are looked at in one diff

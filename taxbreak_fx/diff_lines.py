@@ -11,8 +11,8 @@ from taxbreak_fx.diff_match import Pair, file_name, op_name
 from taxbreak_fx.diff_noise import LEAST_US
 from taxbreak_fx.diff_rows import cost_order
 from taxbreak_fx.diff_types import LineChange, Presence, RowChange
-from taxbreak_fx.model import Node
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import Node
 
 _At = tuple[str | None, int]  # file without its folders, and line
 

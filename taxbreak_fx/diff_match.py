@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from taxbreak_fx.model import Node
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import Node
 
 # Inductor numbers its kernels through the whole step: an op more at its start renames all that follow.
 _NUMBER = re.compile(r"_\d+$")

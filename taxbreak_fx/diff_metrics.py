@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 
 from taxbreak_fx.diff_types import Unit
 from taxbreak_fx.finding import Severity
-from taxbreak_fx.model import Exposed, Variant
+from taxbreak_fx.model import Variant
+from taxbreak_fx.variant_record import Exposed
 
 Kind = Literal[
     "exact", "memory", "host", "split", "library", "wall", "device", "calibrated", "orchestration", "index", "exposed"

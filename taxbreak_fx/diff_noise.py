@@ -12,10 +12,11 @@ from taxbreak_fx.compare import REPLAY_SPREAD
 from taxbreak_fx.diff_clock import DRIFT, HOST_BOUND
 from taxbreak_fx.diff_metrics import Metric
 from taxbreak_fx.diff_types import Clock, Expected
-from taxbreak_fx.model import Node, Variant
+from taxbreak_fx.model import Variant
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.timeline import Simulator, Term
 from taxbreak_fx.timeline_store import restored
+from taxbreak_fx.variant_record import Node
 from taxbreak_fx.whatif_timeline import on_faster_host
 
 # The same kernels traced in three processes on H200s differed by up to 4 % per variant (24 reviews, 2026-11-23); copies

@@ -10,7 +10,7 @@ from taxbreak_fx.diff_match import Pair
 from taxbreak_fx.diff_noise import Noise
 from taxbreak_fx.diff_types import FindingChange, LineChange, RowChange
 from taxbreak_fx.finding import Finding
-from taxbreak_fx.model import Node
+from taxbreak_fx.variant_record import Node
 
 
 def row_changes(variant: str, pairs: Sequence[Pair], noise: Noise, cpu: bool) -> list[RowChange]:

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 
 from taxbreak_fx.decompose import equal_outputs
-from taxbreak_fx.model import Breakdown, FamilyLibrary, FamilyReplay, KtSource, Node, Variant
+from taxbreak_fx.model import Variant
 from taxbreak_fx.record import Interval
 from taxbreak_fx.recording import InSitu, Recording, Spans, Timing
 from taxbreak_fx.stats import interval
+from taxbreak_fx.variant_record import Breakdown, FamilyLibrary, FamilyReplay, KtSource, Node
 
 
 def on_clock_of(clock: InSitu, host_us: float) -> InSitu:

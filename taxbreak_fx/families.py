@@ -20,7 +20,7 @@ from taxbreak_fx.family_ops import OWN_RULES
 from taxbreak_fx.family_products import PRODUCT_RULES
 from taxbreak_fx.family_solvers import SOLVER_RULES
 from taxbreak_fx.family_types import FAMILIES, LIBRARIES, VENDOR_LIBRARIES, OpRule
-from taxbreak_fx.model import Classification
+from taxbreak_fx.variant_record import Classification
 
 __all__ = [
     "ENTRY_POINT_GROUP",

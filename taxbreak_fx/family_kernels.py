@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from taxbreak_fx.family_kernel_tables import KERNEL_RULES
-from taxbreak_fx.model import Classification
+from taxbreak_fx.variant_record import Classification
 
 _ANONYMOUS = "(anonymous namespace)"
 

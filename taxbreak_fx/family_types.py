@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taxbreak_fx.family_inputs import Inputs
-from taxbreak_fx.model import Classification
+from taxbreak_fx.variant_record import Classification
 
 FAMILIES = (
     "gemm",

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from taxbreak_fx.findings_gemm import expert_loops
 from taxbreak_fx.findings_rule import Saving, Seen, place, rule
 from taxbreak_fx.findings_scene import Cost, Scene, kernels, ops_of, short, terms
-from taxbreak_fx.model import Node, Variant
+from taxbreak_fx.model import Variant
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import Node
 
 _POINTWISE = ("elementwise", "copy", "reduction", "normalization")
 # Kernels per call from which a norm or one line counts as a chain: two may be a pattern with a reason.

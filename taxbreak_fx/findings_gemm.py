@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from taxbreak_fx.findings_rule import Saving, Seen, place, rule
 from taxbreak_fx.findings_scene import Scene, kernels, ops_of, short, terms
-from taxbreak_fx.model import Node, Variant
+from taxbreak_fx.model import Variant
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import Node
 
 # Linear layers that read one input, by what models call them.
 _SIBLINGS = (

@@ -10,8 +10,9 @@ from taxbreak_fx.breakdown_timeline import AROUND
 from taxbreak_fx.findings_host import waits
 from taxbreak_fx.findings_rule import Saving, Seen, file_name, place, rule
 from taxbreak_fx.findings_scene import ONE_THREAD, Cost, Scene
-from taxbreak_fx.model import GraphInfo, GraphSkip, Variant
+from taxbreak_fx.model import GraphInfo, Variant
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import GraphSkip
 
 # torch._dynamo.config.recompile_limit, its default in torch 2.11 to 2.13: after so many the frame runs uncompiled.
 RECOMPILE_LIMIT = 8

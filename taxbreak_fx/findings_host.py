@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 from taxbreak_fx.findings_rule import Saving, Seen, file_name, place, rule
 from taxbreak_fx.findings_scene import ONE_THREAD, Cost, Scene, kernels, ops_of, short, terms
-from taxbreak_fx.model import Node, Variant
+from taxbreak_fx.model import Variant
 from taxbreak_fx.timeline import simulate
+from taxbreak_fx.variant_record import Node
 from taxbreak_fx.whatif_timeline import without_guards
 
 SYNC = "host-sync"

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from taxbreak_fx.model import Comparison, Node, Review, Variant
+from taxbreak_fx.model import Comparison, Review, Variant
 from taxbreak_fx.record import SourceLine
 from taxbreak_fx.timeline import Item, Piece, Simulator, Timeline, Work, simulate
 from taxbreak_fx.timeline_store import restored
+from taxbreak_fx.variant_record import Node
 
 OLD = "the review is of a version that did not simulate the step"
 ONE_THREAD = "measured: the host is the device, so nothing hides it"

@@ -9,8 +9,9 @@ from taxbreak_fx.compare import LEAST_EFFECT, UNCHANGED
 from taxbreak_fx.findings_graphs import copied_us
 from taxbreak_fx.findings_rule import Saving, Seen, file_name, place, rule
 from taxbreak_fx.findings_scene import Cost, Scene, kernels, short
-from taxbreak_fx.model import Comparison, Node, Variant
+from taxbreak_fx.model import Comparison, Variant
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import Node
 
 # More kernels or device time in a variant that is not slower are worth a word from here on: below, it is faster for
 # other reasons and adds a kernel or two of its own (random seeds, input copies); kernels also run some per cent longer

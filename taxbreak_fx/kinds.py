@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from taxbreak_fx.families import classify_kernel, classify_op
 from taxbreak_fx.family_inputs import inputs_of
-from taxbreak_fx.model import Classification
 from taxbreak_fx.recording import Activity, Replay, Site
+from taxbreak_fx.variant_record import Classification
 
 
 def site_op(site: Site) -> str:

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from taxbreak_fx.kinds import short_kernel, site_kind
-from taxbreak_fx.model import FamilyReplay
 from taxbreak_fx.recording import Activity, InSitu, Replay, ReplayTrace, Site, Timing, Trace
+from taxbreak_fx.variant_record import FamilyReplay
 
 TIERS = ("exact", "name", "substring", "most common", "unmatched")
 KernelId = tuple[str, str]

@@ -13,7 +13,6 @@ from typing import TypeVar
 import msgspec
 
 from taxbreak_fx.decompose import ERROR_RATIO, equal_outputs
-from taxbreak_fx.model import OutputCheck
 from taxbreak_fx.recording import (
     Activity,
     InSitu,
@@ -27,6 +26,7 @@ from taxbreak_fx.recording import (
     Trace,
     TracedStep,
 )
+from taxbreak_fx.variant_record import OutputCheck
 
 T = TypeVar("T")
 R = TypeVar("R", Replay, ReplayTrace)

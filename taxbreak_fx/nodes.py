@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from taxbreak_fx.kinds import is_wrapper_line, kernel_kind, short_kernel, site_kind, site_op
 from taxbreak_fx.matching import TIERS, site_tier
-from taxbreak_fx.model import Classification, Node
 from taxbreak_fx.record import SourceLine
 from taxbreak_fx.recording import Activity, InSitu, ReplayTrace, Site, Timing, Trace
+from taxbreak_fx.variant_record import Classification, Node
 
 # How a dispatch cost was found on the CPU device, best first.
 CPU_TIERS = ("measured", "smallest shape", "family median", "native median", "not replayed")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from taxbreak_fx.model import Classification
 from taxbreak_fx.step_graph import Role
+from taxbreak_fx.variant_record import Classification
 
 Sizes = tuple[int, ...]
 

@@ -12,12 +12,12 @@ from taxbreak_fx.families import classify_op
 from taxbreak_fx.family_inputs import inputs_of, parse_inputs
 from taxbreak_fx.family_types import VENDOR_LIBRARIES
 from taxbreak_fx.hardware import Profile
-from taxbreak_fx.model import Classification
 from taxbreak_fx.predict_device import Launcher, flops_of, launch_call_us, require_moved
 from taxbreak_fx.predict_eager import calls_of, graph_launch
 from taxbreak_fx.predict_layout import Entry, Launch, Layout, Place, Surrounding
 from taxbreak_fx.predicted import DryRun, FakeOp, FakeStep, Origin, PlannedGraph, PlannedLaunch
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import Classification
 
 GUARDS, FRAME, AOT, WRAPPER = "guards", "frame", "aot_wrapper", "wrapper"
 TRITON, ALLOCATIONS, EXTERN, RUNTIME = "triton_launchers", "allocations", "extern_calls", "cudagraph_runtime"

@@ -15,9 +15,9 @@ from taxbreak_fx.family_inputs import TensorInput, parse_inputs
 from taxbreak_fx.family_types import VENDOR_LIBRARIES
 from taxbreak_fx.hardware import Profile
 from taxbreak_fx.hardware_shapes import BATCHED, work_of
-from taxbreak_fx.model import Classification
 from taxbreak_fx.predict_layout import Launch
 from taxbreak_fx.predicted import FakeOp
+from taxbreak_fx.variant_record import Classification
 
 COPY = "copy"
 _DYNAMIC = "sort_scan.dynamic"

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from taxbreak_fx.breakdown_timeline import AROUND, BETWEEN, GRAPH, RETURN_SHARE
-from taxbreak_fx.model import Classification
 from taxbreak_fx.record import Record, SourceLine
 from taxbreak_fx.timeline import Floors, Item, Piece, Sync, Timeline, Work
+from taxbreak_fx.variant_record import Classification
 
 GRAPH_LAUNCH = Classification(
     family=GRAPH,

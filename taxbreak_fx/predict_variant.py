@@ -12,12 +12,13 @@ from taxbreak_fx.breakdown_timeline import Built, exposed_of
 from taxbreak_fx.decompose import delta_kt, hdbi, no_hdbi, orchestration
 from taxbreak_fx.hardware import Profile
 from taxbreak_fx.hardware_costs import floors
-from taxbreak_fx.model import Breakdown, Exposed, Node, Variant
+from taxbreak_fx.model import Variant
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.predict_layout import GRAPH_LAUNCH, GraphLaunch, Layout, Place, Surrounding, timeline_of
 from taxbreak_fx.record import Interval, SourceLine
 from taxbreak_fx.timeline import Timeline, simulate
 from taxbreak_fx.timeline_store import stored
+from taxbreak_fx.variant_record import Breakdown, Exposed, Node
 from taxbreak_fx.whatif_compare import PREDICTED
 
 IN_GRAPH = "inside a CUDA graph: it has no host time of its own"

@@ -11,8 +11,8 @@ from taxbreak_fx.families import classify_op
 from taxbreak_fx.hardware import PROFILE_VERSION, DeviceCosts, FamilyGrid, MatrixRate, Point, Profile
 from taxbreak_fx.hardware_costs import MATRIX_FAMILIES, device_us
 from taxbreak_fx.hardware_shapes import work_of
-from taxbreak_fx.model import Node
 from taxbreak_fx.predicted import FakeOp
+from taxbreak_fx.variant_record import Node
 
 ALIKE = 4.0  # calls of one row whose bytes differ by a greater factor have no mean that stands for them
 RATED_FLOPS = 1e9  # smaller products tell nothing of the rate at which a device multiplies

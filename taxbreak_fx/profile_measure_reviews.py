@@ -27,7 +27,7 @@ from taxbreak_fx.hardware import (
 )
 from taxbreak_fx.hardware_costs import call_of
 from taxbreak_fx.kinds import site_op
-from taxbreak_fx.model import Node, Review, Variant
+from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.predicted import DryRun, FakeOp, FakeStep
 from taxbreak_fx.profile_measure_draft import numbers, slug
@@ -35,6 +35,7 @@ from taxbreak_fx.profile_measure_fit import Row, family_costs, glue_costs, libra
 from taxbreak_fx.profile_measure_points import RowCall, device_grids, rated
 from taxbreak_fx.record import Percentiles, SourceLine
 from taxbreak_fx.timeline import QUEUE_DEPTH, launch_latency
+from taxbreak_fx.variant_record import Node
 
 # A variant whose clocked pieces miss its T_issue by more than this (and 10 µs) gives no host times: docs/method.md.
 CLOSES, CLOSES_US = 0.02, 10.0

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Literal
 
 from taxbreak_fx.machine import Calibration, Machine
-from taxbreak_fx.model import GraphInfo, GraphSkip, OutputCheck, StepInfo
+from taxbreak_fx.model import GraphInfo, StepInfo
 from taxbreak_fx.record import Percentiles, Record, SourceLine
+from taxbreak_fx.variant_record import GraphSkip, OutputCheck
 
 
 class Site(Record, frozen=True, kw_only=True):

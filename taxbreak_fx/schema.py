@@ -17,8 +17,9 @@ import msgspec
 
 from taxbreak_fx.errors import FormatError, OutputError
 from taxbreak_fx.machine import Calibration, LaunchPath
-from taxbreak_fx.model import SCHEMA_VERSION, Breakdown, Comparison, FamilyReplay, Node, Removed, Review, Variant
+from taxbreak_fx.model import SCHEMA_VERSION, Comparison, Removed, Review, Variant
 from taxbreak_fx.record import Measured
+from taxbreak_fx.variant_record import Breakdown, FamilyReplay, Node
 
 OLDER = "not measured by the version that made this review"
 _UPGRADED_MAJOR = 1

@@ -14,8 +14,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 from taxbreak_fx.decompose import flag_way
-from taxbreak_fx.model import ExposedCost
 from taxbreak_fx.record import Percentiles, Record, SourceLine
+from taxbreak_fx.variant_record import ExposedCost
 
 QUEUE_DEPTH = 1_024  # launches that one stream takes before the host blocks; the driver's, about
 Term = Literal["ft", "ct", "kt", "sync", "device"]

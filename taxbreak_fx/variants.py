@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taxbreak_fx.errors import CaptureError, UsageError
-from taxbreak_fx.model import GraphInfo, GraphSkip
+from taxbreak_fx.model import GraphInfo
 from taxbreak_fx.observe import (
     EagerSites,
     GraphSwitch,
@@ -33,6 +33,7 @@ from taxbreak_fx.record import SourceLine
 from taxbreak_fx.sources import foreign, node_source, stack_source
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.ticks import Spot, Ticks, node_spots
+from taxbreak_fx.variant_record import GraphSkip
 from taxbreak_fx.workload import Workload
 from taxbreak_fx.wrapper_lines import Origins
 

@@ -21,11 +21,11 @@ from taxbreak_fx.capture import main_dtype, signature
 from taxbreak_fx.errors import CaptureError, DeviceError, MeasurementError, UsageError
 from taxbreak_fx.families import classify_kernel, classify_op
 from taxbreak_fx.library_calls import LibraryCall, listening
-from taxbreak_fx.model import Classification
 from taxbreak_fx.record import Record
 from taxbreak_fx.recorders.bench import one_line
 from taxbreak_fx.recorders.tracing import named_range, profiled
 from taxbreak_fx.state import Snapshot
+from taxbreak_fx.variant_record import Classification
 from taxbreak_fx.workload import Workload
 
 Evidence = Literal["logger", "kernel names", "logger, kernel names", "silence"]

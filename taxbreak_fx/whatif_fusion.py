@@ -17,10 +17,11 @@ from taxbreak_fx.fusion import EndCode, Exposed, Fusion, FusionGroup, fusible_gr
 from taxbreak_fx.fusion_agreement import Agreement, Kernels, agreement
 from taxbreak_fx.fusion_search import Rules
 from taxbreak_fx.machine import Machine
-from taxbreak_fx.model import ExposedCost, Origin, Review, StepInfo, Variant
+from taxbreak_fx.model import Origin, Review, StepInfo, Variant
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.record import Measured, Record, SourceLine
 from taxbreak_fx.step_graph import HostCost, StepGraph
+from taxbreak_fx.variant_record import ExposedCost
 from taxbreak_fx.whatif_exposed import groups_exposed
 from taxbreak_fx.whatif_prices import (
     Coverage,

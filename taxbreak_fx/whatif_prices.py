@@ -16,10 +16,11 @@ import msgspec
 from taxbreak_fx.capturable import Blocker, Capture, Way
 from taxbreak_fx.errors import UsageError
 from taxbreak_fx.fusion import launching
-from taxbreak_fx.model import Node, Review, StepInfo, Variant
+from taxbreak_fx.model import Review, StepInfo, Variant
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.record import Record, SourceLine
 from taxbreak_fx.step_graph import HostCost, Op, StepGraph
+from taxbreak_fx.variant_record import Node
 
 TERMS = ("ft_us", "ct_us", "kt_us")
 Place = tuple[str, int, str]

@@ -9,10 +9,11 @@ import msgspec
 
 from taxbreak_fx.breakdown_timeline import Built, exposed_of
 from taxbreak_fx.decompose import delta_kt, hdbi, no_hdbi, orchestration
-from taxbreak_fx.model import Breakdown, Exposed, KtSource, Prediction, Review, Variant
+from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.record import Interval, Record
 from taxbreak_fx.timeline import Timeline, Work, simulate
 from taxbreak_fx.timeline_store import stored
+from taxbreak_fx.variant_record import Breakdown, Exposed, KtSource, Prediction
 from taxbreak_fx.whatif_compare import PREDICTED
 from taxbreak_fx.whatif_timeline import sped_up
 

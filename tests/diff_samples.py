@@ -10,8 +10,9 @@ from sample_review import AUTHOR_FILE, interval, node
 
 from taxbreak_fx.diff_types import Diff
 from taxbreak_fx.finding import Finding
-from taxbreak_fx.model import Node, Review, Variant
+from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import Node
 
 replace = msgspec.structs.replace
 EVERY_GATE = [

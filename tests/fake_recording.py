@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from taxbreak_fx.machine import Calibration, LaunchPath
-from taxbreak_fx.model import Breakdown, OutputCheck, Variant
+from taxbreak_fx.model import Variant
 from taxbreak_fx.record import Percentiles, SourceLine
 from taxbreak_fx.recording import (
     Activity,
@@ -29,6 +29,7 @@ from taxbreak_fx.recording import (
     Trace,
     TracedStep,
 )
+from taxbreak_fx.variant_record import Breakdown, OutputCheck
 
 LAUNCH_US = 4.0
 T_SYS_US = 5.0

@@ -19,22 +19,9 @@ Simulated: eager 990 of 1000 µs (-1 %), removed in order ΔFT 560, ΔCT 180, la
 from __future__ import annotations
 
 from taxbreak_fx.machine import Calibration, Conditions, LaunchPath, Machine
-from taxbreak_fx.model import (
-    Breakdown,
-    Comparison,
-    Exposed,
-    ExposedCost,
-    FamilyLibrary,
-    GraphInfo,
-    Node,
-    OutputCheck,
-    Removed,
-    Review,
-    SourceLine,
-    StepInfo,
-    Variant,
-)
+from taxbreak_fx.model import Comparison, GraphInfo, Removed, Review, SourceLine, StepInfo, Variant
 from taxbreak_fx.record import Interval, Percentiles
+from taxbreak_fx.variant_record import Breakdown, Exposed, ExposedCost, FamilyLibrary, Node, OutputCheck
 
 NO_WAIT = "the drained pass cannot run inside a CUDA graph tree"
 TOO_MANY = "the step makes more library calls than can be recorded"

@@ -24,7 +24,7 @@ from fake_recording import (
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.breakdown_library import DIRECT, NO_CALLS, NO_LIBRARY_OP, UNSITED
 from taxbreak_fx.decompose import library_direct
-from taxbreak_fx.model import FamilyLibrary
+from taxbreak_fx.variant_record import FamilyLibrary
 
 SUBTRACTIVE_US = 13.0  # of the reference step, derived in test_decompose
 SILENT = {"cublas": 0, "cublaslt": 0, "cudnn": 0}

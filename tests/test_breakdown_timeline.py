@@ -35,10 +35,10 @@ from fake_recording import (
 from taxbreak_fx.breakdown import decompose, from_recording
 from taxbreak_fx.breakdown_timeline import AROUND, BETWEEN, CPU, Built, floors_of
 from taxbreak_fx.machine import Calibration, DevicePath
-from taxbreak_fx.model import Exposed
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Recording
 from taxbreak_fx.timeline import Floors, Item, Sync, Work, simulate
+from taxbreak_fx.variant_record import Exposed
 
 GAPS = {"null_us": 1.0, "gap_us": 1.0, "graph_gap_us": 0.5, "sync_us": 8.0}
 NO_CALLS = {"cublas": 0, "cublaslt": 0, "cudnn": 0}

@@ -11,9 +11,10 @@ from fake_recording import timing as bare_timing
 
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.compare import LEAST_EFFECT, UNCHANGED, compare, compare_all, least_effect, verdict_of, wall_ratio
-from taxbreak_fx.model import Breakdown, Comparison, Variant
+from taxbreak_fx.model import Comparison, Variant
 from taxbreak_fx.record import Interval
 from taxbreak_fx.recording import Timing
+from taxbreak_fx.variant_record import Breakdown
 
 EAGER = decompose(eager_recording(), None)
 

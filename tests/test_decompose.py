@@ -34,8 +34,8 @@ from fake_recording import (
 from taxbreak_fx import decompose as eq
 from taxbreak_fx.breakdown import NEGATIVE, decompose
 from taxbreak_fx.breakdown_library import NO_CALLS
-from taxbreak_fx.model import OutputCheck
 from taxbreak_fx.recording import Recording, Replay, ReplayTrace
+from taxbreak_fx.variant_record import OutputCheck
 
 TERMS = ("ft_us", "ct_us", "kt_us", "orchestration_us", "hdbi")
 

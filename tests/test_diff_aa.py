@@ -22,7 +22,8 @@ from taxbreak_fx.diff_clock import unsteadiness
 from taxbreak_fx.diff_types import Diff
 from taxbreak_fx.findings import with_findings
 from taxbreak_fx.gates import failed, judge, parse
-from taxbreak_fx.model import SCHEMA_VERSION, Node, Review, Variant
+from taxbreak_fx.model import SCHEMA_VERSION, Review, Variant
+from taxbreak_fx.variant_record import Node
 
 replace = msgspec.structs.replace
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"

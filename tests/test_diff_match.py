@@ -9,7 +9,7 @@ from sample_review import AUTHOR_FILE, sample_review
 from taxbreak_fx.diff import diff
 from taxbreak_fx.diff_match import match
 from taxbreak_fx.diff_types import LineChange
-from taxbreak_fx.model import Node
+from taxbreak_fx.variant_record import Node
 
 replace = msgspec.structs.replace
 

@@ -22,12 +22,13 @@ from taxbreak_fx.compare import LEAST_EFFECT, UNCHANGED, compare_all, verdict_of
 from taxbreak_fx.finding import Finding
 from taxbreak_fx.findings import RULES, find, registry, with_findings
 from taxbreak_fx.findings_rule import ERROR_SHARE, WARNING_SHARE, in_library, severity_of
-from taxbreak_fx.model import Comparison, GraphSkip, Node, Removed, Review, Variant
+from taxbreak_fx.model import Comparison, Removed, Review, Variant
 from taxbreak_fx.record import Interval, SourceLine
 from taxbreak_fx.recording import Timing
 from taxbreak_fx.stats import CONFIDENCE
 from taxbreak_fx.timeline import Floors, Timeline
 from taxbreak_fx.timeline_store import stored
+from taxbreak_fx.variant_record import GraphSkip, Node
 from taxbreak_fx.whatif import Change, whatif
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"

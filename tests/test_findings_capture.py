@@ -16,8 +16,9 @@ from torch._inductor.utils import fresh_inductor_cache
 from taxbreak_fx.api import Options, review_with
 from taxbreak_fx.finding import Finding
 from taxbreak_fx.findings import find
-from taxbreak_fx.model import GraphSkip, Review
+from taxbreak_fx.model import Review
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.variant_record import GraphSkip
 from taxbreak_fx.variants import graph_skips
 
 HERE = str(Path(__file__))

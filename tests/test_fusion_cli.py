@@ -13,9 +13,10 @@ from sample_review import node, sample_review
 from taxbreak_fx import schema
 from taxbreak_fx.cli import main
 from taxbreak_fx.fusion import launching
-from taxbreak_fx.model import Node, Review
+from taxbreak_fx.model import Review
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.step_graph import StepGraph
+from taxbreak_fx.variant_record import Node
 from taxbreak_fx.whatif_fusion import SCHEMA_VERSION, FusionWhatIf, decode
 
 Capture = pytest.CaptureFixture[str]

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "taxbreak_fx"
 # Patterns, so that a room may be split (capture_ops) without a new row; the first that matches decides.
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("errors", "record", "machine", "model", "request", "recording", "predicted", "step_graph", "step_timeline")),
-    (0, ("finding", "generate_record")),
+    (0, ("finding", "generate_record", "variant_record")),
     (1, ("families", "family_*", "hardware", "hardware_scale", "hardware_shapes", "schema", "stats")),
     (
         2,

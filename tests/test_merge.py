@@ -8,9 +8,10 @@ import pytest
 from taxbreak_fx.breakdown import decompose
 from taxbreak_fx.machine import Calibration
 from taxbreak_fx.merge import merge, merge_timings
-from taxbreak_fx.model import GraphInfo, OutputCheck
+from taxbreak_fx.model import GraphInfo
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import Activity, InSitu, Launch, Recording, Replay, Site, Spans, Timing, Trace, TracedStep
+from taxbreak_fx.variant_record import OutputCheck
 
 ADD = "aten.add.Tensor"
 

@@ -33,10 +33,10 @@ from taxbreak_fx.families import classify_op
 from taxbreak_fx.kinds import replay_kind, short_kernel, site_kind
 from taxbreak_fx.kinds import site_op as shown
 from taxbreak_fx.matching import family_replays, match_tier
-from taxbreak_fx.model import Classification, Node
 from taxbreak_fx.nodes import SiteCost, cuda_nodes, device_sum_us, folded, host_only_nodes
 from taxbreak_fx.record import SourceLine
 from taxbreak_fx.recording import Replay, ReplayTrace, Site, Timing, Trace
+from taxbreak_fx.variant_record import Classification, Node
 
 COPY = activity("Memcpy HtoD", 190.0, 3.0, launch=2, kind="memcpy")
 STRAY = activity("void stray<int>(int)", 270.0, 5.0, launch=2)

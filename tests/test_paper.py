@@ -33,7 +33,8 @@ from benchmarks.paper import (
 from benchmarks.paper.cells import ALL, BATCHES, LLAMA_1B, MOE, PUBLISHED_SHAPE, RESULTS, Store
 from benchmarks.paper.claim import NOT_RUN, Claim, Row
 from benchmarks.paper.published import FIGURES
-from taxbreak_fx.model import Node, SourceLine
+from taxbreak_fx.model import SourceLine
+from taxbreak_fx.variant_record import Node
 
 
 def test_a_row_without_a_number_has_a_reason_of_the_list() -> None:

@@ -10,13 +10,14 @@ import pytest
 from sample_findings import full_review, with_findings
 from sample_review import NO_WAIT, TOO_MANY, family, sample_review
 
-from taxbreak_fx.model import Exposed, Review, Variant
+from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.record import Interval, SourceLine
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.content import page, top_nodes
 from taxbreak_fx.report.html import html
 from taxbreak_fx.report.markdown import markdown
 from taxbreak_fx.report.text import MAX_LINES, terminal
+from taxbreak_fx.variant_record import Exposed
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "</script><img src=x onerror=alert(1)>|`x`\n# *h* [l](javascript:1)\x1b[31m\x9b2J\u202e\r&lt;\\|"

@@ -16,7 +16,7 @@ from sample_review import AUTHOR_FILE, sample_review
 from test_report import HOSTILE, cpu_review, hostile_review
 from test_timeline import HOST_BOUND, SEEDS, item, kernel, random_step, step
 
-from taxbreak_fx.model import Exposed, Review, Variant
+from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.report import html as page_module
 from taxbreak_fx.report.html import MAX_BYTES, TIMELINE_BYTES, html
 from taxbreak_fx.report.lanes import DeviceSpan, HostSpan, lanes
@@ -26,6 +26,7 @@ from taxbreak_fx.report.timeline_data import timelines
 from taxbreak_fx.report.waterfall import REST, WALL, changes, path, path_table, picture
 from taxbreak_fx.timeline import Hold, Sync, Timeline, Work, simulate
 from taxbreak_fx.timeline_store import stored
+from taxbreak_fx.variant_record import Exposed
 
 # --- lanes ----------------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,10 @@ from sample_review import sample_review
 from test_report import HOSTILE, hostile_review
 
 from taxbreak_fx.errors import UsageError
-from taxbreak_fx.model import Prediction, Review
+from taxbreak_fx.model import Review
 from taxbreak_fx.report.repro import repro
 from taxbreak_fx.request import CUDA_VARIANTS, ReviewRequest
+from taxbreak_fx.variant_record import Prediction
 
 ROOT = Path(__file__).parent.parent
 INJECTION = '\'"""\n}{0}{about}\\\nimport os; os.abort()  # '

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from taxbreak_fx.errors import CaptureError, UsageError
-from taxbreak_fx.model import GraphSkip, StepInfo
+from taxbreak_fx.model import StepInfo
 from taxbreak_fx.observe import Label
 from taxbreak_fx.probes import ClockProbe, CountProbe
 from taxbreak_fx.record import SourceLine
 from taxbreak_fx.request import CUDA_VARIANTS
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.ticks import Ticks
+from taxbreak_fx.variant_record import GraphSkip
 from taxbreak_fx.variants import DESCRIPTIONS, Built, build, graph_skips
 from taxbreak_fx.workload import Workload
 

@@ -22,13 +22,14 @@ from taxbreak_fx import schema
 from taxbreak_fx.breakdown_timeline import AROUND, Built, exposed_of
 from taxbreak_fx.cli import main
 from taxbreak_fx.errors import FormatError, UsageError
-from taxbreak_fx.model import Breakdown, Exposed, Prediction, Review, Variant
+from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.report.content import page
 from taxbreak_fx.report.html import html
 from taxbreak_fx.report.markdown import markdown
 from taxbreak_fx.report.text import MAX_LINES, terminal
 from taxbreak_fx.timeline import Floors, Hold, Simulator, Sync, Timeline, Work, simulate
 from taxbreak_fx.timeline_store import stored
+from taxbreak_fx.variant_record import Breakdown, Exposed, Prediction
 from taxbreak_fx.whatif import PAPER, Change, whatif
 from taxbreak_fx.whatif_timeline import (
     GraphPoint,

@@ -20,9 +20,10 @@ from sample_review import AUTHOR_FILE, node, sample_review
 
 from taxbreak_fx.capturable import capturable
 from taxbreak_fx.errors import UsageError
-from taxbreak_fx.model import Node, Review, StepInfo
+from taxbreak_fx.model import Review, StepInfo
 from taxbreak_fx.record import SourceLine
 from taxbreak_fx.step_graph import HostCost, Op, StepGraph
+from taxbreak_fx.variant_record import Node
 from taxbreak_fx.whatif_fusion import Recorded, fusion_whatif
 from taxbreak_fx.whatif_prices import (
     check_versions,

@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from taxbreak_fx.errors import CaptureError
-from taxbreak_fx.model import GraphInfo, OutputCheck, StepInfo
+from taxbreak_fx.model import GraphInfo, StepInfo
 from taxbreak_fx.recorders.bench import WARMUP_PAIRS, Bench, quiet_gc
 from taxbreak_fx.recorders.in_situ import FEWEST_STEPS
 from taxbreak_fx.recorders.library import STEPS as LISTENING_STEPS
@@ -26,6 +26,7 @@ from taxbreak_fx.recording import Replay, Timing, Trace
 from taxbreak_fx.replay import replay_all, replay_smallest
 from taxbreak_fx.state import tensors_of
 from taxbreak_fx.variant_graph import GraphVariant, graph_tensors
+from taxbreak_fx.variant_record import OutputCheck
 from taxbreak_fx.workload import Workload
 
 PAIRS = 20

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from taxbreak_fx.model import OutputCheck
 from taxbreak_fx.recorders.bench import Bench, one_line
 from taxbreak_fx.state import tensors_of
+from taxbreak_fx.variant_record import OutputCheck
 
 NOT_FINITE = sys.float_info.max  # the error of outputs with NaN or infinity where eager has none: JSON has neither
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from taxbreak_fx.model import Breakdown, Comparison, Node, Review, Variant
+from taxbreak_fx.model import Comparison, Review, Variant
 from taxbreak_fx.record import Interval, Measured
 from taxbreak_fx.report import exposed
 from taxbreak_fx.report import format as fmt
@@ -16,6 +16,7 @@ from taxbreak_fx.report.generate import generate_table, steps_table
 from taxbreak_fx.report.library import calls_table, families_table, source_notes
 from taxbreak_fx.report.predicted import checks, predicted_table, shown_name
 from taxbreak_fx.report.tables import Column, Table, table
+from taxbreak_fx.variant_record import Breakdown, Node
 
 HDBI_MEANING = "HDBI = device active / (device active + ΔFT + ΔCT + ΔKT); low = host-bound."
 TERMS_MEANING = (

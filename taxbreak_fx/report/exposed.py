@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from taxbreak_fx.model import Exposed, ExposedCost, Review
+from taxbreak_fx.model import Review
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
 from taxbreak_fx.report.tables import Column, Table, table
+from taxbreak_fx.variant_record import Exposed, ExposedCost
 
 HOST_TERMS = ("ft", "ct", "kt")
 TERM_LABELS = {"ft": "ΔFT", "ct": "ΔCT", "kt": "launches and their latency", "sync": "sync returns", "device": "device"}

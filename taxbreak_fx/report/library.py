@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from taxbreak_fx.model import Breakdown, FamilyLibrary, Review
+from taxbreak_fx.model import Review
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
 from taxbreak_fx.report.tables import Column, Table, table
+from taxbreak_fx.variant_record import Breakdown, FamilyLibrary
 
 SUBTRACTIVE = "subtractive"  # how ``Breakdown.ct_source`` begins where ΔCT is not timed directly
 

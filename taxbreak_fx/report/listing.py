@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from taxbreak_fx.model import Node, Review, Variant
+from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.record import SourceLine, package_path
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.content import reference
 from taxbreak_fx.report.findings import IN_LIBRARY, by_line
 from taxbreak_fx.report.format import MISSING, plain
+from taxbreak_fx.variant_record import Node
 
 MAX_FILE = 1_000_000  # bytes
 MAX_SHOWN = 500_000  # characters of source in one report

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from taxbreak_fx.model import Prediction, Review, Variant
+from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
 from taxbreak_fx.report.tables import Column, Table, table
+from taxbreak_fx.variant_record import Prediction
 
 
 def shown_name(variant: Variant) -> str:
