@@ -16,6 +16,8 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 endif
 
+# Two files of tests at a time; one on a machine with a GPU, which tests that measure on it must not share.
+PARALLEL := $(if $(filter 1,$(USE_SYSTEM))$(shell command -v nvidia-smi),,-n 2 --dist loadfile)
 SARIF_SCHEMA := build/sarif/package/lib/schemas/sarif-2.1.0-rtm.5.json
 
 .DEFAULT_GOAL := help
@@ -36,7 +38,7 @@ demo: $(STAMP)
 	$(RUN) scripts/demo.py
 
 test: $(STAMP) test-tools
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q $(PARALLEL)
 
 # What two tests use beside Python packages: a browser, and the official schema of SARIF.  Best effort: without one, its
 # test is skipped and says so.

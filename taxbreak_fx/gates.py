@@ -24,6 +24,7 @@ UNITS: dict[Unit, dict[str, float]] = {
     "µs": {"us": 1.0, "µs": 1.0, "ms": 1e3, "s": 1e6},
     "bytes": {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30},
 }
+NEGATIVE = "negative_residual"  # in the reason of a number that is null because a remainder came out below zero
 _METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _UNIT = re.compile(r"[A-Za-zµ%]+")
@@ -244,9 +245,9 @@ def _verdicts(gate: Gate, found: Diff) -> list[Verdict]:
 def _verdict(gate: Gate, change: Change, exact: bool) -> Verdict:
     """``exact``: of a prediction, whose rounding is no noise."""
     if change.expected is None or change.delta is None:
-        # What the base has and the head does not, an edit may have taken away.
-        lost = change.base is not None and change.head is None
+        # What the base has and the head does not, an edit may have taken away; a remainder below zero, only noise did.
         why = change.reason or "not comparable"
+        lost = change.base is not None and change.head is None and NEGATIVE not in why
         return Verdict(gate=gate.text, variant=change.variant, state="failed" if lost else "not judged", why=why)
     shown = _shown(change)
     if not all(_exceeds(condition, change, gate.rises) for condition in gate.conditions):

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.everything import JOURNAL, Step, sitting, steps
 
+IN_TERMINAL = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL)"
 HERE = Path(__file__).parent.parent
 
 
@@ -21,7 +22,8 @@ def test_a_sitting_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     known = {
         "good": Step(python(mark), 30.0),
         "bad": Step(python("print('the reason'); raise SystemExit(3)"), 30.0),
-        "slow": Step(python("import time; time.sleep(60)"), 0.5, goes_on=True),
+        # As in a terminal: what a shell runs in the background ignores SIGINT, and children inherit that.
+        "slow": Step(python(f"{IN_TERMINAL}; import time; time.sleep(60)"), 1.5, goes_on=True),
     }
     told: list[str] = []
     journal = sitting(known, tmp_path, 100.0, tell=told.append)

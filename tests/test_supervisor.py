@@ -302,14 +302,14 @@ def request(model: str, *variants: str, **fields: Any) -> ReviewRequest:
 def test_a_crash_and_a_hang_cost_one_stage_each(factory: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    asked = request(f"{factory}:make", "inductor", "dynamo", timeout_s=8.0)
+    asked = request(f"{factory}:make", "inductor", "dynamo", timeout_s=20.0)
     started = time.monotonic()
     review = supervise(asked, out, lambda event: None)
-    assert time.monotonic() - started < 50.0
+    assert time.monotonic() - started < 120.0
     frame = msgspec.json.decode((out / "journal" / "02-frame.json").read_bytes(), type=Outcome)
     assert frame.failure is not None and frame.failure.startswith("the worker was killed by SIGKILL")
     inductor, dynamo = review.variant("inductor"), review.variant("dynamo")
-    assert (inductor.status, inductor.reason) == ("failed", "timed out after 8 s")
+    assert (inductor.status, inductor.reason) == ("failed", "timed out after 20 s")
     assert dynamo.status == "ok" and dynamo.breakdown is not None
     assert f"guards are not told from the frame around them: {frame.failure}" in dynamo.notes
     assert [(c.base, c.variant) for c in review.comparisons] == [("eager", "dynamo")]
