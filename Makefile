@@ -35,7 +35,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(RUN) scripts/demo.py
+	$(RUN) docs/demo.py
 
 test: $(STAMP) test-tools
 	$(RUN) -m pytest -q $(PARALLEL)
