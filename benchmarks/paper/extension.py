@@ -1,4 +1,4 @@
-"""The extension: what each way of compiling a step removes of each term, which the paper, all in eager mode, does not have.
+"""The extension: what each way of compiling a step removes of each term, which the paper does not have.
 
     python -m benchmarks.paper.extension [--out benchmarks/results]
 

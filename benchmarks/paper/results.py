@@ -32,7 +32,8 @@ def page(extension: Mapping[str, Any]) -> str:
         "<!-- Made by `python -m benchmarks.paper.run --summarise` from benchmarks/results/paper_extension.json: not "
         "to be edited. -->",
         "The decomposition of [the method](method.md) under `torch.compile` and CUDA graphs, which the paper "
-        "(eager mode only) does not have. Every number is of a committed review in `benchmarks/results/`, each variant timed in pairs with "
+        "(eager mode only) does not have. Every "
+        "number is of a committed review in `benchmarks/results/`, each variant timed in pairs with "
         "eager inside one process; steps are of batch 1 and random weights; `python -m benchmarks.paper.run` renews "
         f"this page.\n{state}",
         "## Ten sentences\n\n" + "\n".join(numbered),
