@@ -202,9 +202,9 @@ def _notes(base: Review, head: Review, names: tuple[str, str], timed: list[Clock
                 f"{name}: an unsteady machine, or eager timed only once: its wall time is known to a factor of "
                 f"{unsteadiness(review):.2f}; only larger changes of eager's times can be told"
             )
-    scores = base.machine.calibration.host_score, head.machine.calibration.host_score
-    if measured and min(scores) > 0:
-        loop = scores[0] / scores[1]
+    before, after = base.machine.calibration.host_score, head.machine.calibration.host_score
+    if measured and before and after:
+        loop = before / after
         told = [clock for clock in timed if clock.host is not None and not clock.exact]
         odd = [c.variant for c in told if c.host and abs(math.log(c.host / loop)) > math.log(c.spread * UNSTEADY)]
         if odd:

@@ -100,14 +100,14 @@ class Calibration(Measured, frozen=True, kw_only=True):
     ``launch_us``: host-blocking time of one kernel launch call, un-instrumented; ``launch_source``: whether a loop in C
     measured it, or calls through ctypes whose own cost was subtracted.  ``t_sys_us``: null kernel, launch API entry to
     kernel start, traced.  ``host_score``: iterations of a fixed single-thread Python loop per microsecond, for scaling
-    between hosts.
+    between hosts; null for the machine of a prediction whose profile names none.
     """
 
-    MEASUREMENTS = ("launch_us", "t_sys_us")
+    MEASUREMENTS = ("launch_us", "t_sys_us", "host_score")
 
     launch_us: float | None
     t_sys_us: Percentiles | None
-    host_score: float
+    host_score: float | None
     launch_source: Literal["C loop", "ctypes"] | None = None
     launch_path: LaunchPath = msgspec.field(default_factory=_no_launch_path)
     device_path: DevicePath = msgspec.field(default_factory=_no_device_path)

@@ -132,7 +132,7 @@ def _machine(step: FakeStep, profile: Profile) -> Machine:
     """The profile's machine; of one written by hand without a machine, what its numbers tell."""
     if profile.machine is not None:
         return profile.machine
-    reasons = {"t_sys_us": "percentiles are not in the profile"}
+    reasons = {"t_sys_us": "percentiles are not in the profile", "host_score": "the profile names no machine"}
     if profile.launch.launch_us is None:
         reasons["launch_us"] = profile.why_missing("launch.launch_us")
     return Machine(
@@ -146,7 +146,7 @@ def _machine(step: FakeStep, profile: Profile) -> Machine:
         transformers=step.versions.get("transformers"),
         triton=None,
         date=profile.date,
-        calibration=Calibration(launch_us=profile.launch.launch_us, t_sys_us=None, host_score=0.0, unmeasured=reasons),
+        calibration=Calibration(launch_us=profile.launch.launch_us, t_sys_us=None, host_score=None, unmeasured=reasons),
         conditions=Conditions(
             threads=0, affinity=[], gc=UNKNOWN, grad_mode=UNKNOWN, seed=None, gpu_clocks_mhz=None, load=None
         ),

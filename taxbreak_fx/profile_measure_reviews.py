@@ -243,7 +243,8 @@ def _graphs(sources: Sequence[Source]) -> list[GraphPoint]:
     for source in sources:
         for variant, nodes in _graph_steps(source.review):
             assert variant.launch_us is not None and variant.breakdown is not None
-            met.append((nodes, variant.launch_us, variant.breakdown.kt_us or 0.0))
+            assert variant.breakdown.kt_us is not None
+            met.append((nodes, variant.launch_us, variant.breakdown.kt_us))
     try:
         host, first = line([(nodes, us) for nodes, us, _ in met]), line([(nodes, us) for nodes, _, us in met])
     except ValueError:

@@ -368,6 +368,10 @@ def test_reports_show_a_prediction_as_one() -> None:
     for rendered in (markdown(review), html(review)):
         assert "predicted" in rendered and "small (written by hand 2026-11-23)" in rendered
     assert schema.decode(schema.encode(review), "r.json") == review
+    # What a machine that nobody measured would score is not known, and no report shows a number for it.
+    calibration = review.machine.calibration
+    assert calibration.host_score is None and calibration.unmeasured["host_score"] == "the profile names no machine"
+    assert "iterations/µs" not in html(review)
 
 
 def test_names_and_scores_are_checked() -> None:

@@ -564,7 +564,7 @@ def test_a_runner_turns_results_and_failures_into_outcomes() -> None:
     facts = host.value()
     assert isinstance(facts, HostFacts) and host.failure is None
     assert (facts.model, facts.machine.device, facts.machine.conditions.seed) == ("toy", "cpu", 3)
-    assert facts.machine.calibration.host_score > 0
+    assert facts.machine.calibration.host_score is not None and facts.machine.calibration.host_score > 0
     assert facts.machine.calibration.unmeasured["launch_us"] == "the CPU device launches no kernel"
     timing = runner.run(Stage(kind="timing", variant="dynamo"))
     assert isinstance(timing.value(), Timing) and timing.seconds > 0
