@@ -85,10 +85,8 @@ def floors_of(calibration: Calibration) -> tuple[Floors, Literal["untraced", "tr
     if gaps.gap_us is None or gaps.graph_gap_us is None or gaps.sync_us is None:
         name = next(name for name in ("gap_us", "graph_gap_us", "sync_us") if name in gaps.unmeasured)
         return f"no {name.removesuffix('_us').replace('_', ' ')}: {gaps.unmeasured[name]}"
-    if min(gaps.gap_us, gaps.graph_gap_us, gaps.sync_us) < 0:
-        return (
-            f"gaps of {gaps.gap_us:.2f} and {gaps.graph_gap_us:.2f} µs, sync return of {gaps.sync_us:.2f}: below zero"
-        )
+    if min(gaps.gap_us, gaps.sync_us) < 0:
+        return f"gap of {gaps.gap_us:.2f} µs, sync return of {gaps.sync_us:.2f}: below zero"
     return Floors(
         latency_us=latency,
         gap_us=gaps.gap_us,

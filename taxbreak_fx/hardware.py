@@ -26,6 +26,7 @@ PROFILE_VERSION = "1.0.0"
 FOLDER = Path(__file__).parent / "profiles"
 ABSENT = "not in the profile"
 BY_HAND = "by hand"
+SIGNED = frozenset({"launch.graph_gap_us"})  # nodes of a graph may overlap; every other number is no less than 0
 
 
 def _positive(name: str, value: float | None) -> None:
@@ -47,10 +48,10 @@ class LaunchCosts(Record, frozen=True, kw_only=True):
     ``launch_us``: host-blocking time of the call with others queued, ``idle_us`` on an idle stream, both from a loop in
     C; ``context_us``: the same of ATen's launches in real steps, at the import tables.  ``t_sys_us``: API entry to
     kernel start without a profiler, ``t_sys_traced_us`` with one.  ``latency_us`` (L): return of the call to kernel
-    start.  ``gap_us`` (g): between kernels of a stream, ``graph_gap_us`` between nodes of a CUDA graph.  ``sync_us``
-    (s): end of the device's work to return of the synchronisation, ``idle_sync_us``: of such a call on an idle device.
-    ``queue_depth``: launches that a stream takes before the host blocks.  ``memop_us``: host time of a
-    device-to-device copy call.
+    start.  ``gap_us`` (g): between kernels of a stream, ``graph_gap_us`` between nodes of a CUDA graph, below zero
+    where they overlap.  ``sync_us`` (s): end of the device's work to return of the synchronisation, ``idle_sync_us``:
+    of such a call on an idle device.  ``queue_depth``: launches that a stream takes before the host blocks.
+    ``memop_us``: host time of a device-to-device copy call.
     """
 
     launch_us: float | None = None
@@ -353,7 +354,7 @@ def _wrong_number(value: Any, path: str) -> str | None:
     if isinstance(value, int | float):
         if not math.isfinite(value):
             return f"the number at {path} is not finite"
-        return f"the number at {path} is negative ({value:g})" if value < 0 else None
+        return f"the number at {path} is negative ({value:g})" if value < 0 and path[2:] not in SIGNED else None
     if isinstance(value, dict):
         items = ((f"{path}.{key}", item) for key, item in value.items())
     elif isinstance(value, list | tuple):

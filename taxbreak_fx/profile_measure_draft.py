@@ -13,6 +13,7 @@ import msgspec
 
 from taxbreak_fx.hardware import (
     PROFILE_VERSION,
+    SIGNED,
     AttentionChoice,
     CompiledCosts,
     DeviceCosts,
@@ -202,9 +203,11 @@ def _device_numbers(draft: Draft) -> dict[str, float]:
 def numbers(
     kind: Any, section: str, values: dict[str, float], reasons: dict[str, str], default: str = NOT_REACHED
 ) -> Any:
-    """A record of ``kind`` with ``values``; what is negative is left null, and what is null gets a reason."""
-    kept = {name: value for name, value in values.items() if value >= 0}
-    reasons |= {f"{section}.{name}": NEGATIVE for name, value in values.items() if value < 0}
+    """A record of ``kind`` with ``values``; what is negative and must not be is left null, and what is null gets a
+    reason."""
+    negative = {name for name, value in values.items() if value < 0 and f"{section}.{name}" not in SIGNED}
+    kept = {name: value for name, value in values.items() if name not in negative}
+    reasons |= {f"{section}.{name}": NEGATIVE for name in negative}
     record = kind(**kept)
     for name in kind.__struct_fields__:
         key = f"{section}.{name}"

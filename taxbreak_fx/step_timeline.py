@@ -132,7 +132,7 @@ class StepTimeline(Record, frozen=True, kw_only=True):
                     raise ValueError(f"timeline: row {index} waits for row {row.until}, which launches nothing")
             if min(times) < 0:
                 raise ValueError(f"timeline: row {index} has a time below zero")
-        floors = (self.latency_us, self.gap_us, self.graph_gap_us, self.sync_us, self.idle_sync_us or 0.0)
+        floors = (self.latency_us, self.gap_us, self.sync_us, self.idle_sync_us or 0.0)
         if min(floors) < 0 or self.queue_depth < 1:
             raise ValueError("timeline: a constant of the machine is out of range")
 

@@ -359,6 +359,7 @@ def test_every_missing_part_is_a_reason_that_the_review_shows() -> None:
     assert why_not(on(eager_recording(), whole(graph_gap_us=None))) == "no graph gap: no graph_gap_us here"
     assert why_not(on(eager_recording(), whole(sync_us=None))) == "no sync: no sync_us here"
     assert "below zero" in why_not(on(eager_recording(), whole(gap_us=-0.25)))
+    assert "below zero" in why_not(on(eager_recording(), whole(sync_us=-0.25)))
     failed = eager_timing(in_situ=None, spans=None, in_situ_failure="the step could not be clocked")
     assert why_not(on(eager_recording(timing=failed))) == "the step could not be clocked"
     other = eager_trace(eager_step(sites=4))

@@ -222,4 +222,6 @@ def test_the_device_path_is_whole_and_a_graph_is_no_slower_than_a_stream() -> No
     whole = with_null(found, floor.null_us, "")
     assert whole.unmeasured == {} and whole.sync_us is not None and whole.sync_us > 0.0
     assert whole.gap_us is not None and whole.graph_gap_us is not None
-    assert 0.0 <= whole.graph_gap_us <= whole.gap_us
+    assert whole.gap_us >= 0.0
+    # Nodes of a graph may overlap, but none vanishes.
+    assert whole.null_us is not None and -whole.null_us < whole.graph_gap_us <= whole.gap_us

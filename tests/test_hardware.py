@@ -172,6 +172,11 @@ def test_what_cannot_be_is_refused_in_one_line(place: str, value: Any, line: str
     assert "\n" not in str(caught.value)
 
 
+def test_nodes_of_a_graph_may_overlap() -> None:
+    found = hardware.decode(_changed("launch/graph_gap_us", -0.06), "p.json")
+    assert found.launch.graph_gap_us == -0.06
+
+
 def test_infinity_is_refused_both_ways() -> None:
     text = hardware.encode(profile()).replace(b'"gap_us": 1.0', b'"gap_us": 1e999')
     assert b"1e999" in text

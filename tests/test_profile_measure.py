@@ -340,7 +340,7 @@ def test_a_draft_of_a_gpu_becomes_a_profile() -> None:
     machine = sample_review().machine
     path = LaunchPath(**{name: spread(4.0) for name in LaunchPath.MEASUREMENTS})
     path = msgspec.structs.replace(path, idle_us=spread(3.5), t_sys_untraced_us=spread(5.5))
-    known = {"null_us": 1.0, "gap_us": -0.25, "graph_gap_us": 0.75, "sync_us": 6.0}
+    known = {"null_us": 1.0, "gap_us": -0.25, "graph_gap_us": -0.05, "sync_us": 6.0}
     none = DevicePath.unavailable("no loop")
     why = {name: reason for name, reason in none.unmeasured.items() if name not in known}
     gaps = msgspec.structs.replace(none, unmeasured=why, **known)
@@ -363,7 +363,7 @@ def test_a_draft_of_a_gpu_becomes_a_profile() -> None:
     launch = profile.launch
     assert (profile.name, profile.host_score) == ("nvidia-h200", HostScore(version=SCORE_VERSION, us=100.0))
     assert (launch.launch_us, launch.idle_us, launch.latency_us, launch.context_us) == (3.0, 3.5, 2.0, 8.0)
-    assert (launch.gap_us, launch.graph_gap_us, launch.sync_us, profile.device.null_us) == (None, 0.75, 6.0, 1.0)
+    assert (launch.gap_us, launch.graph_gap_us, launch.sync_us, profile.device.null_us) == (None, -0.05, 6.0, 1.0)
     assert profile.why_missing("launch.gap_us") == NEGATIVE
     assert profile.why_missing("launch.idle_sync_us") == "no loop"
     assert [(op.target, op.ft_us, op.ct_us) for op in profile.ops] == [

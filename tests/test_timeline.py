@@ -117,6 +117,18 @@ def test_a_stream_waits_for_an_event_of_another() -> None:
     assert (free.starts_us, free.wall_us, free.device_us) == ([7.0, 10.0, 58.0], 63.0 + 8.0, 55.0)
 
 
+def test_nodes_of_a_graph_may_overlap_but_none_starts_before_an_earlier_one() -> None:
+    # Nodes at 12…15, 14.5…16.5, 16…16.25, and, since the third is shorter than the overlap, 16…20.
+    floors = msgspec.structs.replace(FLOORS, graph_gap_us=-0.5)
+    found = simulate(step(item(10.0, 1.0, graph(2.0, 3.0, 2.0, 0.25, 4.0)), floors=floors))
+    assert (found.starts_us, found.ends_us) == ([12.0], [20.0])
+    assert (found.device_us, found.wall_us) == (8.0, 20.0 + 8.0)
+    # A node that hides behind the one before it adds nothing, and its going takes nothing away.
+    hidden = step(item(10.0, 1.0, graph(2.0, 3.0, 0.25)), floors=floors)
+    assert simulate(hidden).device_us == 3.0
+    assert simulate(hidden).wall_us == simulate(step(item(10.0, 1.0, graph(2.0, 3.0)), floors=floors)).wall_us
+
+
 def test_a_full_queue_blocks_the_host() -> None:
     # Room for 2.  Calls take 1.  Kernels of 10: the 1st runs 1…11, the 2nd 11…21.  The 3rd call may enter when the
     # 1st has ended, at 11 instead of 2; the 4th when the 2nd has, at 21 instead of 12.
@@ -228,7 +240,7 @@ def random_step(seed: int) -> Timeline:
     floors = Floors(
         latency_us=us(6),
         gap_us=us(2),
-        graph_gap_us=us(1),
+        graph_gap_us=us(1) - chance.choice((0.0, 0.0, 0.5)),
         sync_us=us(10),
         idle_sync_us=chance.choice((None, us(30))),
         queue_depth=chance.choice((1, 3, 1024)),
@@ -322,6 +334,7 @@ def test_a_long_step_is_one_pass() -> None:
         (lambda: Work(kind="graph", stream=7, pieces=(Piece(us=1.0, family="gemm"),)), "first_node_us None"),
         (lambda: Work(kind="kernel", stream=7, pieces=(Piece(us=1.0, family="gemm"),) * 2), "with 2 pieces"),
         (lambda: Floors(latency_us=-1.0, gap_us=0.0, graph_gap_us=0.0, sync_us=0.0), "out of range"),
+        (lambda: Floors(latency_us=1.0, gap_us=-0.5, graph_gap_us=0.0, sync_us=0.0), "out of range"),
         (lambda: msgspec.structs.replace(FLOORS, queue_depth=0), "out of range"),
         (lambda: step(item(action=Hold(stream=7, until=0))), "which is no earlier work"),
         (lambda: step(item(1.0), item(action=Hold(stream=7, until=0))), "which is no earlier work"),

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from taxbreak_fx.model import Variant
 from taxbreak_fx.record import SourceLine
-from taxbreak_fx.timeline import Simulated, Sync, Timeline, Work, simulate
+from taxbreak_fx.timeline import Simulated, Sync, Timeline, Work, placed, simulate
 
 HostTerm = Literal["ft", "ct", "launch", "blocked", "sync"]
 HOST_TERMS: dict[HostTerm, str] = {
@@ -85,7 +85,7 @@ def lanes(timeline: Timeline) -> Lanes:
                 now += us
         if isinstance(action, Work) and start is not None and end is not None:
             ended[action.stream].append(end)
-            for piece in action.pieces:
-                device.append(DeviceSpan(start, piece.us, action.stream, piece.family, action.kind, len(host) - 1))
-                start += piece.us + floors.graph_gap_us
+            for at, piece in placed(action, floors):
+                span = DeviceSpan(start + at, piece.us, action.stream, piece.family, action.kind, len(host) - 1)
+                device.append(span)
     return Lanes(run, host, device)
