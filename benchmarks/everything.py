@@ -88,6 +88,7 @@ def sitting(
     out: Path,
     budget_s: float,
     again: Sequence[str] = (),
+    jobs: int = 1,
     clock: Callable[[], float] = time.monotonic,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Entry]:
@@ -107,17 +108,17 @@ def sitting(
         if left < (LEAST_S if step.goes_on else min(step.limit_s, budget_s)):
             tell(f"{name}: not begun, {max(left, 0):.0f} s left")
             continue
-        journal[name] = entry = _run(name, step, out, min(left, step.limit_s), clock)
+        journal[name] = entry = _run(name, step, out, min(left, step.limit_s), jobs, clock)
         _replace(path, msgspec.json.format(msgspec.json.encode(journal)) + b"\n")
         tell(f"{name}: {entry.ended} after {entry.seconds:.0f} s")
     return journal
 
 
-def _run(name: str, step: Step, out: Path, limit_s: float, clock: Callable[[], float]) -> Entry:
+def _run(name: str, step: Step, out: Path, limit_s: float, jobs: int, clock: Callable[[], float]) -> Entry:
     """One step.  Its process gets SIGINT where the time is over, upon which reviews keep what they have."""
     words = {"{out}": str(out), "{left}": f"{max(LEAST_S, limit_s - LEAST_S):.0f}"}
     command = [_filled(word, words) for word in step.command]
-    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if step.no_gpu else {})}
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if step.no_gpu else {}), **_few_compilers(jobs)}
     date, started = time.strftime("%Y-%m-%dT%H:%M:%S%z"), clock()
     with open(out / "logs" / f"{name}.txt", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
@@ -130,6 +131,11 @@ def _run(name: str, step: Step, out: Path, limit_s: float, clock: Callable[[], f
             _stop(process)
             raise
     return Entry("failed" if code else "done", code, clock() - started, date)
+
+
+def _few_compilers(jobs: int) -> dict[str, str]:
+    """With reviews side by side, those that compile leave cores to the one that measures."""
+    return {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, (os.cpu_count() or 1) // (jobs + 1)))} if jobs > 1 else {}
 
 
 def _stop(process: subprocess.Popen[Any]) -> None:
@@ -171,7 +177,7 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         sys.exit("benchmarks.everything: needs a CUDA device; without one: --list")
-    journal = sitting(known, options.out, options.budget_s, options.again)
+    journal = sitting(known, options.out, options.budget_s, options.again, options.jobs)
     left = [name for name in known if name not in journal or journal[name].ended == "out of time"]
     print(f"left: {', '.join(left) or 'nothing'}")
 

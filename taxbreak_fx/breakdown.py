@@ -33,6 +33,7 @@ from taxbreak_fx.timeline_store import stored
 from taxbreak_fx.variant_record import Breakdown, FamilyReplay
 
 UNCOMPILED = ("eager", "eager-graph")
+NOTED_PREEMPTED = 0.1  # times a step: from there on medians may be of interrupted steps
 NOTED_DRIFT = 1.15  # beyond the 12.6 % (CV) by which T_host varied over ten processes of a 2-core CPU
 NEGATIVE = "negative_residual: what was subtracted exceeds T_issue by more than its interval"
 
@@ -46,6 +47,7 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
         return Variant.unavailable(recording.variant, status, reason)
     draft = Draft(recording, timing)
     _note_drift(draft, eager)
+    _note_preempted(draft)
     frame = recording.frame
     if frame is not None and frame.guards_failure is not None and recording.variant not in UNCOMPILED:
         draft.notes.append(f"guards are not told from the frame around them: {frame.guards_failure}")
@@ -77,6 +79,17 @@ def _note_drift(draft: Draft, eager: Recording | None) -> None:
         draft.notes.append(
             f"the host drifted: eager took {drift:.2f} times its own T_host while this variant was timed; absolute "
             "times are as measured then, what was removed is corrected for it"
+        )
+
+
+def _note_preempted(draft: Draft) -> None:
+    """Say so when the host's cores were not free for the step: its host times hold what else ran."""
+    timing = draft.timing
+    steps = 2 * len(timing.wall_us)
+    if timing.preempted > NOTED_PREEMPTED * steps:
+        draft.notes.append(
+            f"the host was busy: its scheduler took the CPU away {timing.preempted} times in {steps} timed steps, and "
+            "host times hold what ran instead; review again with idle cores"
         )
 
 

@@ -75,6 +75,7 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
         host_us=_added([timing.host_us for timing in timings]),
         base_wall_us=_added([timing.base_wall_us for timing in timings]),
         base_host_us=_added([timing.base_host_us for timing in timings]),
+        preempted=sum(timing.preempted for timing in timings),
         compile_s=None if compile_s is None else sum(compile_s),
         peak_memory_bytes=None if peaks is None else max(peaks),
         sites=sites,

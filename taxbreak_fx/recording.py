@@ -141,6 +141,7 @@ class Timing(Record, frozen=True, kw_only=True):
     ``graph_first_node_us``: per graph launch of the step, in order: entry of ``CUDAGraph.replay`` on a drained stream
     until the host sees the flag of a kernel put before the graph's first node (of a twin of the variant), median over
     steps; the flag's way to the host is still in it.  None: the variant is not graphed, or the reason beside it.
+    ``preempted``: how often the scheduler took the CPU away inside the pairs' steps.
     """
 
     variant: str
@@ -148,6 +149,7 @@ class Timing(Record, frozen=True, kw_only=True):
     host_us: list[float]
     base_wall_us: list[float]
     base_host_us: list[float]
+    preempted: int = 0
     compile_s: float | None
     peak_memory_bytes: int | None
     sites: list[Site]

@@ -111,6 +111,21 @@ def test_a_compiled_variant_without_frame_times_says_so() -> None:
     assert "guards are not told from the frame around them: the worker was killed by SIGKILL" in found.notes
 
 
+def test_a_host_that_was_busy_meanwhile_is_noted() -> None:
+    record = compiled("inductor")
+    assert record.timing is not None
+    steps = 2 * len(record.timing.wall_us)
+
+    def notes(preempted: int) -> list[str]:
+        timing = msgspec.structs.replace(record.timing, preempted=preempted)
+        return [
+            note for note in decompose(msgspec.structs.replace(record, timing=timing), None).notes if "busy" in note
+        ]
+
+    assert notes(0) == notes(steps // 10) == []
+    assert [f"took the CPU away {steps} times in {steps} timed steps" in note for note in notes(steps)] == [True]
+
+
 def test_a_compiled_variant_without_in_situ_times_has_no_parts_and_says_so() -> None:
     record = compiled("inductor")
     assert record.timing is not None

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import os
+import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -77,6 +80,26 @@ def timed(name: str, bench: Bench) -> Timing:
 
 
 # --- time_variant ---------------------------------------------------------------------------------------------------
+
+
+def test_steps_that_the_scheduler_interrupts_are_counted() -> None:
+    def spin() -> None:
+        end = time.perf_counter() + 0.3
+        while time.perf_counter() < end:
+            pass
+
+    bench, cores = bench_of(spin), os.sched_getaffinity(0)
+    one = min(cores)
+    busy = subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{one}}})\nwhile True: pass"])
+    try:
+        os.sched_setaffinity(0, {one})  # of this thread
+        time.sleep(0.2)  # the other is on its way
+        bench.timed(bench.eager)
+    finally:
+        os.sched_setaffinity(0, cores)
+        busy.kill()
+        busy.wait()
+    assert bench.preempted > 0
 
 
 @pytest.mark.parametrize("name", ["eager", "dynamo", "inductor"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -43,6 +44,7 @@ class Bench:
             self.snapshot.settle()
             self.snapshot.restore()
         self.eager = Built(workload.run)
+        self.preempted = 0  # how often so far the scheduler took the CPU away inside a timed step
 
     def build(self, name: str) -> tuple[Built, float]:
         """Build a variant and run it until a step compiles nothing more: the variant, and the seconds that took."""
@@ -78,11 +80,13 @@ class Bench:
         self.snapshot.restore()
         built.prepare()
         self.sync()
+        before = _preemptions()
         started = time.perf_counter_ns()
         output = built.call()
         returned = time.perf_counter_ns()
         self.sync()
         idle = time.perf_counter_ns()
+        self.preempted += _preemptions() - before
         del output  # freed after the clock stopped, as a caller who keeps it would
         return (idle - started) / 1e3, (returned - started) / 1e3
 
@@ -104,6 +108,11 @@ class Bench:
                     base, own = self.timed(self.eager), self.timed(built)
                 rows.append((*own, *base))
         return rows
+
+
+def _preemptions() -> int:
+    """How often the scheduler has taken the CPU away from this thread: more is ready to run than there are cores."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 @contextmanager

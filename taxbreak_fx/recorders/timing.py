@@ -159,7 +159,9 @@ def time_built(
 ) -> Timing:
     """As ``time_variant``, of a variant that is built already; ``replay`` makes the hot replays of what it captured."""
     peak = _peak_memory(bench, built)
+    before = bench.preempted
     rows = bench.pairs(built)
+    preempted = bench.preempted - before
     wall, host, base_wall, base_host = (list(column) for column in zip(*rows, strict=True))
     failure: str | None = None
     clocked: InSitu | None = None
@@ -189,6 +191,7 @@ def time_built(
         host_us=host,
         base_wall_us=base_wall,
         base_host_us=base_host,
+        preempted=preempted,
         compile_s=compile_s,
         peak_memory_bytes=peak,
         sites=captured.sites,
