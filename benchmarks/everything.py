@@ -59,7 +59,9 @@ def steps(jobs: int) -> dict[str, Step]:
     return {
         "gpu-tests": Step(_module("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"), 400.0),
         "ground-truth": Step(_script("ground_truth"), 240.0),
-        "spine": Step(_script("spine", "--timeout", "240", "--jobs", str(jobs)), 3600.0, goes_on=True),
+        "spine": Step(
+            _script("spine", "--timeout", "240", "--jobs", str(jobs), "--journals", "{out}/spine"), 3600.0, goes_on=True
+        ),
         "closure": Step(_script("closure"), 60.0),
         "known-delay": Step(_script("known_delay"), 150.0),
         "ct-direct": Step(_script("ct_direct"), 120.0),

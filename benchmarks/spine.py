@@ -2,10 +2,12 @@
 or a reason, on GPT-2, Llama-3.2-1B, OLMoE-1B-7B, BERT and ViT, prefill and decode, on a CUDA device.
 
     python benchmarks/spine.py [--out benchmarks/results] [--budget 2] [--timeout 180] [--jobs 1] [--only CASE ...]
+                               [--journals FOLDER] [--again]
 
 Writes one review per case under OUT/spine-CASE.json, skips the cases whose review is there, and rewrites
 OUT/spine.json = {claim, goal, unit, value, met, not_run, machine, rows} from all of them.  With --jobs, cases compile
-side by side; they take turns where they time (``taxbreak_fx.turn``).
+side by side; they take turns where they time (``taxbreak_fx.turn``).  With --journals every stage's result stays under
+FOLDER/CASE/journal; --again makes the reviews anew from there, also those that were broken off, without a GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.report.text import terminal
 from taxbreak_fx.request import CUDA_VARIANTS, ReviewRequest
+from taxbreak_fx.stages import assemble, outcomes_in
 from taxbreak_fx.supervisor import Event, supervise
 
 
@@ -89,7 +92,7 @@ def row(case: str, variant: Variant) -> dict[str, Any]:
     }
 
 
-def measure(name: str, request: ReviewRequest, target: Path) -> None:
+def measure(name: str, request: ReviewRequest, target: Path, journals: Path | None) -> None:
     """Run one case and save its review, or print why there is none."""
     started = time.monotonic()
     began = started
@@ -101,9 +104,11 @@ def measure(name: str, request: ReviewRequest, target: Path) -> None:
             stage = f"{event.stage} {event.variant or ''}".strip()
             print(f"{name}: {stage}: {event.kind} after {seconds:.1f} s {event.message}", file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if journals is None else journals / name
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            review = supervise(request, Path(folder), tell)
+            review = supervise(request, folder, tell)
         except TaxbreakError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return
@@ -124,14 +129,21 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=2.0, help="seconds of timed pairs per variant")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds one stage may take")
     parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
+    parser.add_argument("--journals", type=Path, default=None, help="keep every stage's result under this folder")
+    parser.add_argument("--again", action="store_true", help="no GPU: make the reviews anew from --journals")
     parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=None)
     options = parser.parse_args()
+    if options.again and options.journals is None:
+        parser.error("--again needs the --journals that an earlier run kept")
     files = {name: options.out / f"spine-{name}.json" for name in CASES}
     with ThreadPoolExecutor(options.jobs) as pool:
         for name in CASES if options.only is None else options.only:
-            if not files[name].exists():
-                request = msgspec.structs.replace(CASES[name], budget_s=options.budget, timeout_s=options.timeout)
-                pool.submit(measure, name, request, files[name])
+            request = msgspec.structs.replace(CASES[name], budget_s=options.budget, timeout_s=options.timeout)
+            if options.again:
+                if outcomes := outcomes_in(options.journals / name / "journal"):
+                    assemble(outcomes, request.variants or CUDA_VARIANTS, "cuda").save(files[name])
+            elif not files[name].exists():
+                pool.submit(measure, name, request, files[name], options.journals)
     reviews = {name: Review.load(path) for name, path in files.items() if path.exists()}
     rows = [row(name, variant) for name, review in reviews.items() for variant in review.variants]
     value = sum(line["unattributed"] for line in rows)

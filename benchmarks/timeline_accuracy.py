@@ -29,7 +29,7 @@ from taxbreak_fx import stages, supervisor
 from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.request import ReviewRequest
-from taxbreak_fx.stages import Outcome, Stage, assemble
+from taxbreak_fx.stages import Stage, assemble, outcomes_in
 
 CLAIM = "the simulated timeline meets the measured T_wall, and beats max(T_issue, device) + s at the crossover"
 MEDIAN_GOAL, WORST_GOAL, FEWEST = 0.01, 0.05, 20
@@ -86,8 +86,7 @@ def measure(name: str, request: ReviewRequest, folder: Path) -> Review | None:
 
 def again(request: ReviewRequest, folder: Path) -> Review | None:
     """The review of the stage results kept in ``folder``; None when there are none."""
-    files = sorted((folder / "journal").glob("*.json"))
-    outcomes = [msgspec.json.decode(file.read_bytes(), type=Outcome) for file in files]
+    outcomes = outcomes_in(folder / "journal")
     return assemble(outcomes, request.variants, "cuda") if outcomes else None
 
 

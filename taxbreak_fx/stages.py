@@ -120,6 +120,20 @@ def journal(outcome: Outcome, folder: Path, number: int) -> None:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
 
 
+def outcomes_in(folder: Path) -> list[Outcome]:
+    """The outcomes that ``journal`` wrote to ``folder``, in their order; none where there is no such folder.
+
+    Raises ``FormatError`` for a file that is no outcome.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes(), type=Outcome))
+        except msgspec.DecodeError as error:
+            raise FormatError(f"{path}: {error}; not a stage's result: review again") from error
+    return found
+
+
 def assemble(
     outcomes: Sequence[Outcome], variants: Sequence[str], device: Literal["cuda", "cpu"], notes: Sequence[str] = ()
 ) -> Review:

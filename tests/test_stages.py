@@ -14,7 +14,18 @@ from taxbreak_fx.errors import FormatError, OutputError
 from taxbreak_fx.model import StepInfo
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import HostFacts, LaunchFloor
-from taxbreak_fx.stages import NOT_REACHED, Outcome, Result, Stage, assemble, journal, plan, recording, unneeded
+from taxbreak_fx.stages import (
+    NOT_REACHED,
+    Outcome,
+    Result,
+    Stage,
+    assemble,
+    journal,
+    outcomes_in,
+    plan,
+    recording,
+    unneeded,
+)
 
 STEP = StepInfo(phase="decode", batch=1, seq_len=16, dtype="bfloat16", device="cuda")
 FACTS = HostFacts(machine=machine(), model="toy", step=STEP)
@@ -87,12 +98,16 @@ def test_a_failed_frame_or_trace_stops_nothing_a_failed_host_everything() -> Non
 
 def test_the_journal_holds_what_can_be_read_back(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "journal"
+    assert outcomes_in(folder) == []
     journal(EAGER[1], folder, 1)
     journal(lost("frame", "timed out after 3 s"), folder, 2)
     assert sorted(path.name for path in folder.iterdir()) == ["01-timing-eager.json", "02-frame.json"]
-    read = msgspec.json.decode((folder / "01-timing-eager.json").read_bytes(), type=Outcome)
-    assert read.value() == eager_timing()
-    assert msgspec.json.decode((folder / "02-frame.json").read_bytes(), type=Outcome).failure == "timed out after 3 s"
+    timing, frame = outcomes_in(folder)
+    assert timing.value() == eager_timing()
+    assert frame.failure == "timed out after 3 s"
+    (folder / "03-trace-eager.json").write_text('{"stage": ')
+    with pytest.raises(FormatError, match=r"03-trace-eager.json: .*; not a stage's result: review again"):
+        outcomes_in(folder)
 
 
 def test_a_journal_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
