@@ -3,8 +3,10 @@
     python benchmarks/ct_direct.py [--out benchmarks/results] [--rounds 12]
 
 Each op is replayed hot through its ATen overload.  direct = outermost entry points, entry → exit, less their launches;
-subtractive = T_dispatch − T_dispatch_base (native ops with as many tensors), launches as calibrated.  A composite
-(linear) is heard whole and subtracted from at its leaf, as in a review.  Both in turns, by rounds.
+subtractive = T_dispatch − T_dispatch_base (native ops with as many tensors).  A launch costs what a null kernel's does
+at that moment, in a loop in C: hosts change speed between a calibration and its use (H200, 2026-11-23: 4.1 µs at the
+start of a process whose ops then ran as where it takes 2.8).  A composite (linear) is heard whole and subtracted from
+at its leaf, as in a review.  All in turns, by rounds.
 Writes OUT/ct_direct.json = {claim, goal, unit, value, met, machine, rows}.  CUDA only.
 """
 
@@ -25,15 +27,17 @@ from tabulate import tabulate
 from taxbreak_fx import trace
 from taxbreak_fx.calibrate import calibrate_host, describe_machine
 from taxbreak_fx.decompose import base_of, dispatch_time, library_direct, library_time
-from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.interpose import Interposer
+from taxbreak_fx.launch_path import LaunchLoop
 from taxbreak_fx.library_events import Cost, library_charges
+from taxbreak_fx.null_kernel import null_image
 from taxbreak_fx.recorders.tracing import profiled
 from taxbreak_fx.replay import tensors_of
 
 CLAIM = "direct and subtractive library time of the same op agree"
 GOAL = 0.15
 CALLS = 20
+LAUNCHES = 60
 
 # (name, m, k, n): GPT-2 (768, 3072) at 512 tokens and at 1, Llama-3.2-1B (2048, 8192, 512) at 512 and at 1.
 SHAPES = (
@@ -146,15 +150,29 @@ def heard(op: Case, interposer: Interposer, cost: Cost) -> Heard:
     return Heard(own_us, len(launches) // CALLS - inside, inside, sum(launches) / CALLS)
 
 
-def compared(rounds: list[tuple[float, float, Heard]], launches: int, launch_us: float) -> dict[str, float]:
+class Round(NamedTuple):
+    """One op in one round; microseconds.  ``bases_us``: native ops' whole calls, by how many tensors they take."""
+
+    bases_us: dict[int, list[float]]
+    total_us: float
+    heard: Heard
+    launch_us: float
+
+    def base_us(self, tensors: int) -> float:
+        """T_dispatch_base of an op with so many tensors."""
+        bases = {count: statistics.median(us) for count, us in self.bases_us.items()}
+        return dispatch_time(base_of(bases, tensors), 1, self.launch_us)
+
+
+def compared(rounds: list[Round], launches: int, tensors: int) -> dict[str, float]:
     """Both estimates of one op, medians over rounds; launches neither heard beside nor inside are the library's own."""
-    direct = [library_direct(h.own_us, launches - h.beside - h.inside, launch_us) for _, _, h in rounds]
-    subtractive = [library_time(total, launches, launch_us, base) for base, total, _ in rounds]
+    direct = [library_direct(r.heard.own_us, launches - r.heard.beside - r.heard.inside, r.launch_us) for r in rounds]
+    subtractive = [library_time(r.total_us, launches, r.launch_us, r.base_us(tensors)) for r in rounds]
     one, other = statistics.median(direct), statistics.median(subtractive)
-    total, base = (statistics.median(us) for us in ([row[1] for row in rounds], [row[0] for row in rounds]))
     return {
-        "total_us": total,
-        "base_us": base,
+        "total_us": statistics.median(r.total_us for r in rounds),
+        "base_us": statistics.median(r.base_us(tensors) for r in rounds),
+        "launch_us": statistics.median(r.launch_us for r in rounds),
         "direct_us": one,
         "subtractive_us": other,
         "difference_us": other - one,
@@ -165,37 +183,36 @@ def compared(rounds: list[tuple[float, float, Heard]], launches: int, launch_us:
 def measure(rounds: int) -> tuple[list[dict[str, Any]], Any]:
     """One row per library op, and the machine."""
     calibration = calibrate_host("cuda")
-    if calibration.launch_us is None:
-        raise TaxbreakError(calibration.unmeasured["launch_us"])
+    loop = LaunchLoop()  # raises where there is no compiler or no driver
+    null = loop.kernel(null_image(), torch.cuda.current_stream().cuda_stream)
     library, native, interposer = ops(), natives(), Interposer()
     for op in (*library.values(), *native.values()):
         op()
     interposer.control()
     cost = interposer.cost_us()
-    timed: dict[str, list[tuple[float, float, Heard]]] = {name: [] for name in library}
-    launched: dict[str, list[tuple[float, float]]] = {name: [] for name in native}
+
+    def launch_us() -> float:
+        return statistics.median(loop.host_us(null, LAUNCHES, LAUNCHES))
+
+    timed: dict[str, list[Round]] = {name: [] for name in library}
+    launched: dict[str, list[tuple[float, float, float]]] = {name: [] for name in native}
     for _ in range(rounds):
         for name, op in library.items():
             bases: dict[int, list[float]] = {}
             for other in native.values():
-                bases.setdefault(other.tensors, []).append(dispatch_time(hot_us(other), 1, calibration.launch_us))
-            leaf = op.leaf or op
-            base = base_of({tensors: statistics.median(us) for tensors, us in bases.items()}, leaf.tensors)
-            timed[name].append((base, hot_us(leaf), heard(op, interposer, cost)))
+                bases.setdefault(other.tensors, []).append(hot_us(other))
+            timed[name].append(Round(bases, hot_us(op.leaf or op), heard(op, interposer, cost), launch_us()))
         for name, op in native.items():
-            launched[name].append((hot_us(op), heard(op, interposer, cost).launch_us))
+            launched[name].append((hot_us(op), heard(op, interposer, cost).launch_us, launch_us()))
     interposer.close()
     rows: list[dict[str, Any]] = []
-    for (
-        name,
-        pairs,
-    ) in launched.items():  # what the base is made of; a launch's cost as heard
-        total, launch = (statistics.median(column) for column in zip(*pairs, strict=True))
-        base = dispatch_time(total, 1, calibration.launch_us)
+    for name, found in launched.items():  # what the base is made of; a launch's cost as heard
+        total, launch = (statistics.median(column) for column in list(zip(*found, strict=True))[:2])
+        base = statistics.median(dispatch_time(us, 1, null_us) for us, _, null_us in found)
         rows.append({"op": f"native {name}", "launches": 1, "total_us": total, "launch_us": launch, "base_us": base})
     for name, op in library.items():
         launches = launches_of(op)  # by the profiler, which leaves the process slower: after all timing
-        rows.append({"op": name, "launches": launches} | compared(timed[name], launches, calibration.launch_us))
+        rows.append({"op": name, "launches": launches} | compared(timed[name], launches, (op.leaf or op).tensors))
     return rows, describe_machine("cuda", calibration, None)
 
 

@@ -48,6 +48,7 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
     draft = Draft(recording, timing)
     _note_drift(draft, eager)
     _note_preempted(draft)
+    _note_launch_cost(draft)
     frame = recording.frame
     if frame is not None and frame.guards_failure is not None and recording.variant not in UNCOMPILED:
         draft.notes.append(f"guards are not told from the frame around them: {frame.guards_failure}")
@@ -79,6 +80,16 @@ def _note_drift(draft: Draft, eager: Recording | None) -> None:
         draft.notes.append(
             f"the host drifted: eager took {drift:.2f} times its own T_host while this variant was timed; absolute "
             "times are as measured then, what was removed is corrected for it"
+        )
+
+
+def _note_launch_cost(draft: Draft) -> None:
+    """Say so when a launch cost something else beside this variant than when the machine was calibrated."""
+    calibrated, beside = draft.recording.calibration.launch_us, draft.timing.launch_us
+    if calibrated and beside and not 1 / NOTED_DRIFT < beside / calibrated < NOTED_DRIFT:
+        draft.notes.append(
+            f"a null kernel's launch took {beside:.2f} µs while this variant was timed and {calibrated:.2f} in the "
+            "calibration: launches that were not heard cost the former"
         )
 
 

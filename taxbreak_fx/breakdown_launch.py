@@ -20,18 +20,19 @@ class LaunchTerm:
 
 
 def launch_term(draft: Draft, trace: Trace, kernels: int, graphs: int) -> LaunchTerm:
-    """Σ over launches heard of their own time + calibrated cost of each other launch + the step's graph launches.
+    """Σ over launches heard of their own time + a null launch's cost for each other + the step's graph launches.
 
     Heard are the launches that torch makes through its import table; those that a library or Triton makes by a way of
     its own are not.  Where launches may wait for room in the queue, what was heard holds that wait, which is T_wait's:
     then all cost as calibrated.
     """
     timing, calibration = draft.timing, draft.recording.calibration
-    if kernels and calibration.launch_us is None:
+    null_us = draft.recording.launch_us
+    if kernels and null_us is None:
         return LaunchTerm(None, calibration.unmeasured["launch_us"])
     if graphs and timing.graph_launch_us is None:
         return LaunchTerm(None, timing.in_situ_failure or "graph launches were not timed")
-    each = calibration.launch_us or 0.0
+    each = null_us or 0.0
     traced = collections.Counter(launch.site for launch in trace.step.launches if launch.kind == "kernel")
     sites = {site: count * each for site, count in traced.items() if site is not None}
     graph_us = (timing.graph_launch_us or 0.0) if graphs else 0.0

@@ -82,7 +82,7 @@ def _direct(draft: Draft, trace: Trace) -> _Estimate:
     A library launches through a runtime of its own, unheard: a site's unheard launches are those of its trace that
     were not heard beside the library calls.  Where calls lie in no site, they are the launches of library kernels.
     """
-    timing, launch_us = draft.timing, draft.recording.calibration.launch_us
+    timing, launch_us = draft.timing, draft.recording.launch_us
     if timing.library is None:
         return _Estimate(missing=timing.library_failure or "library calls were not timed")
     if launch_us is None:
@@ -133,7 +133,7 @@ def _subtractive(draft: Draft, trace: Trace, eager: Recording | None) -> _Estima
             why = trace.library_failure or "no reason known"
             return _Estimate(missing=f"library calls inside a graphed variant were not counted: {why}")
         return _Estimate(missing=f"library calls inside a graphed variant: {trace.library_calls}")
-    launch_us = recording.calibration.launch_us
+    launch_us = recording.launch_us
     if launch_us is None:
         return _Estimate(missing=recording.calibration.unmeasured["launch_us"])
     leaves = _leaves(recording)
@@ -207,7 +207,7 @@ def _bases(recording: Recording, eager: Recording | None, launch_us: float) -> d
     native = [replay for replay, traced in own if traced.launches and not replay_kind(replay, "cuda").i_lib]
     if len(native) >= MIN_NATIVE_OPS or eager is None or eager.timing is None or recording.timing is None:
         return dispatch_bases(own, launch_us)
-    bases = dispatch_bases(list(_leaves(eager).values()), launch_us)
+    bases = dispatch_bases(list(_leaves(eager).values()), eager.launch_us or launch_us)
     drift = statistics.median(recording.timing.base_host_us) / statistics.median(eager.timing.host_us)
     return {tensors: base * drift for tensors, base in bases.items()}
 

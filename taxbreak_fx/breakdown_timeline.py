@@ -119,7 +119,7 @@ def timeline_of(
         return library.missing or launched.missing
     if len(trace.graph_latency_us) != graphs:
         return f"the latency of {len(trace.graph_latency_us)} of {graphs} graph launches was measured"
-    calls = list(_calls(trace, launched, draft.recording.calibration.launch_us or 0.0))
+    calls = list(_calls(trace, launched, draft.recording.launch_us or 0.0))
     syncs = collections.Counter(site for _, site in step.syncs)
     loose = sum(call.awaited for site, call in calls if site is None)
     if syncs[None] > loose:

@@ -65,7 +65,7 @@ def _compiled(draft: Draft, ft: float, ct: float, launch: float) -> None:
         _put_surroundings(draft)
         if draft.recording.variant == "inductor":
             triton = [site for site in draft.timing.sites if site.target.startswith("triton:")]
-            launched = len(triton) * (draft.recording.calibration.launch_us or 0.0)
+            launched = len(triton) * (draft.recording.launch_us or 0.0)
             launchers = sum_sites(draft.timing, clock, lambda site: site.target.startswith("triton:"))
             allocations = sum_sites(draft.timing, clock, lambda site: "empty_strided" in site.target)
             draft.parts["triton_launchers"] = launchers - launched

@@ -62,6 +62,7 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
     drained = _all([timing.drained for timing in timings])
     spans = _all([timing.spans for timing in timings])
     compile_s = _all([timing.compile_s for timing in timings])
+    nulls = _all([timing.launch_us for timing in timings])
     peaks = _all([timing.peak_memory_bytes for timing in timings])
     launches = _all([timing.graph_launch_us for timing in timings])
     first_nodes = _all([timing.graph_first_node_us for timing in timings])
@@ -76,6 +77,7 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
         base_wall_us=_added([timing.base_wall_us for timing in timings]),
         base_host_us=_added([timing.base_host_us for timing in timings]),
         preempted=sum(timing.preempted for timing in timings),
+        launch_us=None if nulls is None else statistics.fmean(nulls),
         compile_s=None if compile_s is None else sum(compile_s),
         peak_memory_bytes=None if peaks is None else max(peaks),
         sites=sites,

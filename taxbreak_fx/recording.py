@@ -141,7 +141,8 @@ class Timing(Record, frozen=True, kw_only=True):
     ``graph_first_node_us``: per graph launch of the step, in order: entry of ``CUDAGraph.replay`` on a drained stream
     until the host sees the flag of a kernel put before the graph's first node (of a twin of the variant), median over
     steps; the flag's way to the host is still in it.  None: the variant is not graphed, or the reason beside it.
-    ``preempted``: how often the scheduler took the CPU away inside the pairs' steps.
+    ``preempted``: how often the scheduler took the CPU away inside the pairs' steps.  ``launch_us``: a null kernel's
+    launch call, at the time of the pairs; None: not measured then.
     """
 
     variant: str
@@ -150,6 +151,7 @@ class Timing(Record, frozen=True, kw_only=True):
     base_wall_us: list[float]
     base_host_us: list[float]
     preempted: int = 0
+    launch_us: float | None = None
     compile_s: float | None
     peak_memory_bytes: int | None
     sites: list[Site]
@@ -279,3 +281,9 @@ class Recording(Record, frozen=True, kw_only=True):
     frame: Frame | None
     failures: dict[str, str]
     scope: Literal["step", "captured graphs"] = "step"
+
+    @property
+    def launch_us(self) -> float | None:
+        """What a null kernel's launch call costs the host, in microseconds: beside the variant, else as calibrated."""
+        beside = self.timing.launch_us if self.timing is not None else None
+        return self.calibration.launch_us if beside is None else beside

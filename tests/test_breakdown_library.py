@@ -52,6 +52,18 @@ def test_the_headline_is_direct_and_both_estimates_stand_beside_each_other() -> 
     assert (row.ct_us, row.ft_us) == (12.0, 30.0 - 12.0 - 4.0)
 
 
+def test_a_launch_that_was_not_heard_costs_what_a_null_kernel_did_beside_the_variant() -> None:
+    record = only_places(*HEARD)
+    assert record.timing is not None and record.launch_us == 4.0
+    faster = msgspec.structs.replace(record, timing=msgspec.structs.replace(record.timing, launch_us=3.0))
+    variant = decompose(faster, None)
+    assert (parts_of(variant).ct_us, variant.launch_us) == (16.0 - 3.0, 4.5 + 3.0)
+    (note,) = [note for note in variant.notes if "null kernel" in note]
+    assert "3.00 µs while this variant was timed and 4.00 in the calibration" in note
+    near = msgspec.structs.replace(record, timing=msgspec.structs.replace(record.timing, launch_us=4.2))
+    assert not [note for note in decompose(near, None).notes if "null kernel" in note]
+
+
 def test_launches_heard_inside_the_library_are_gone_already() -> None:
     inside = place(1, own_us=16.0, calls=1, launches_inside=1, launch_us=5.0)
     beside = place(1, own_us=16.0, calls=1, launches_beside=1, launch_us=5.0)

@@ -30,7 +30,7 @@ from taxbreak_fx.recorders.bench import MAX_PAIRS, MIN_PAIRS, Bench, one_line, q
 from taxbreak_fx.recorders.frame import measure_frame
 from taxbreak_fx.recorders.in_situ import MAX_PASSES, MIN_PASSES, in_situ, observation_cost_us
 from taxbreak_fx.recorders.outputs import NOT_FINITE, OutputReference
-from taxbreak_fx.recorders.timing import reach_sites, time_variant
+from taxbreak_fx.recorders.timing import null_launches_us, reach_sites, time_variant
 from taxbreak_fx.recorders.tracing import triton_kernels
 from taxbreak_fx.recording import HostFacts, Timing
 from taxbreak_fx.stages import Stage
@@ -100,6 +100,28 @@ def test_steps_that_the_scheduler_interrupts_are_counted() -> None:
         busy.kill()
         busy.wait()
     assert bench.preempted > 0
+
+
+def test_a_launch_is_priced_beside_the_variant_or_the_calibration_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    assert null_launches_us("cpu", notes) == [] and notes == []
+    monkeypatch.setattr("taxbreak_fx.recorders.timing._null_kernel", lambda: (FakeLoop(), None))
+    assert null_launches_us("cuda", notes) == [2.5, 3.0] and notes == []
+
+    def refuse() -> Any:
+        raise MeasurementError("no C compiler was found: install gcc")
+
+    monkeypatch.setattr("taxbreak_fx.recorders.timing._null_kernel", refuse)
+    assert null_launches_us("cuda", notes) == []
+    assert notes == ["launches cost as calibrated: no C compiler was found: install gcc"]
+
+
+class FakeLoop:
+    """A loop whose launches take 2.5 and 3 µs."""
+
+    def host_us(self, kernel: Any, per_drain: int, count: int) -> list[float]:
+        assert per_drain == count
+        return [2.5, 3.0]
 
 
 @pytest.mark.parametrize("name", ["eager", "dynamo", "inductor"])

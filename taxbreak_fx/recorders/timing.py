@@ -7,6 +7,8 @@ the output check; and of a graphed variant, once it is released, how long after 
 
 from __future__ import annotations
 
+import functools
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 
 from taxbreak_fx.capture import CapturedCall, OpRecorder, RecordProbe, find_ticks, record_eager
 from taxbreak_fx.errors import CaptureError, MeasurementError, TaxbreakError
+from taxbreak_fx.launch_path import Kernel, LaunchLoop, reason_of
 from taxbreak_fx.observe import Label
 from taxbreak_fx.probes import CountProbe, Probe
 from taxbreak_fx.recorders.bench import Bench, one_line, quiet_gc
@@ -25,6 +28,8 @@ from taxbreak_fx.recording import InSitu, LibraryTimes, Replay, Site, Spans, Tim
 from taxbreak_fx.replay import replay_all, replay_smallest
 from taxbreak_fx.ticks import Ticks
 from taxbreak_fx.variants import Built
+
+NULL_LAUNCHES = 60  # before the pairs, and after them
 
 
 class Captured:
@@ -159,9 +164,10 @@ def time_built(
 ) -> Timing:
     """As ``time_variant``, of a variant that is built already; ``replay`` makes the hot replays of what it captured."""
     peak = _peak_memory(bench, built)
-    before = bench.preempted
+    before, launches = bench.preempted, null_launches_us(bench.device, built.notes)
     rows = bench.pairs(built)
     preempted = bench.preempted - before
+    launches += null_launches_us(bench.device, built.notes)
     wall, host, base_wall, base_host = (list(column) for column in zip(*rows, strict=True))
     failure: str | None = None
     clocked: InSitu | None = None
@@ -192,6 +198,7 @@ def time_built(
         base_wall_us=base_wall,
         base_host_us=base_host,
         preempted=preempted,
+        launch_us=statistics.median(launches) if launches else None,
         compile_s=compile_s,
         peak_memory_bytes=peak,
         sites=captured.sites,
@@ -210,6 +217,31 @@ def time_built(
         graph_skips=built.graph_skips,
         notes=list(dict.fromkeys(built.notes)),
     )
+
+
+def null_launches_us(device: str, notes: list[str]) -> list[float]:
+    """What a null kernel's launch call costs now, call by call, in microseconds; none, and why in ``notes``, where no
+    loop in C can tell.
+
+    Hosts change speed between the calibration and a variant (H200, 2026-11-23: 2.8 and 4.1 µs on one machine), and a
+    launch that a library makes unheard has to be subtracted at the speed at which the library was timed.
+    """
+    if device != "cuda":
+        return []
+    try:
+        loop, kernel = _null_kernel()
+        return loop.host_us(kernel, NULL_LAUNCHES, NULL_LAUNCHES)
+    except Exception as error:  # no compiler, no Triton, no driver: a launch costs as calibrated
+        notes.append(f"launches cost as calibrated: {reason_of(error)}")
+        return []
+
+
+@functools.cache
+def _null_kernel() -> tuple[LaunchLoop, Kernel]:
+    from taxbreak_fx.null_kernel import null_image  # imports Triton
+
+    loop = LaunchLoop()
+    return loop, loop.kernel(null_image(), torch.cuda.current_stream().cuda_stream)
 
 
 def _libraries(bench: Bench, built: Built, sites: int, observable: bool) -> tuple[LibraryTimes | None, str | None]:
