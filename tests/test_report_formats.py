@@ -16,7 +16,7 @@ import pytest
 from sample_findings import LIBRARY_FILE, full_review, on_real_lines, sample_findings, with_findings
 from sample_review import AUTHOR_FILE, sample_review
 from test_report import HOSTILE, cpu_review, hostile_review
-from test_timeline import HOST_BOUND
+from test_timeline import HOST_BOUND, graph, item, step
 
 from taxbreak_fx.cli import main
 from taxbreak_fx.errors import FormatError
@@ -239,7 +239,22 @@ def test_one_term_has_one_name_and_colour_and_the_lanes_do_not_overlap() -> None
         lanes_of[event["pid"], event["tid"]].append((event["ts"], event["dur"]))
     for spans in lanes_of.values():
         ordered = sorted(spans)
-        assert all(b[0] >= a[0] + a[1] - 0.002 for a, b in itertools.pairwise(ordered))
+        assert all(b[0] >= round(a[0] + a[1], 3) for a, b in itertools.pairwise(ordered))
+
+
+def test_nodes_that_overlap_in_a_graph_are_drawn_apart_with_their_whole_duration_beside() -> None:
+    floors = msgspec.structs.replace(HOST_BOUND.floors, graph_gap_us=-0.5)
+    sample = sample_review()
+    timeline = step(item(10.0, 2.0, graph(4.0, 3.0, 2.0)), floors=floors)
+    variant = msgspec.structs.replace(sample.variants[0], timeline=stored(timeline))
+    found = events(msgspec.structs.replace(sample, variants=[variant], comparisons=[]))
+    nodes = [(e["ts"], e["dur"], e["args"]["duration"]) for e in found if e.get("cat") == "device"]
+    assert nodes == [(14.0, 2.5, "3.00 µs"), (16.5, 2.0, "2.00 µs")]
+
+
+def test_perfetto_takes_only_numbers_for_flows() -> None:
+    ids = [e["id"] for e in events(full_review()) if e["ph"] == "s"]
+    assert all(isinstance(one, int) for one in ids) and len(set(ids)) == len(ids)
 
 
 def test_a_trace_without_timelines_is_refused_with_the_reason(tmp_path: Path, capsys: Capture) -> None:
@@ -331,12 +346,14 @@ def test_reports_of_a_review_without_anything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [("show",), ("report", "--format", "markdown")])
-def test_a_review_from_before_findings_shows_those_of_today(command: tuple[str, ...], capsys: Capture) -> None:
-    committed = Path(__file__).parent.parent / "benchmarks" / "results" / "spine-bert.json"
-    kept = Review.load(committed)
-    assert kept.schema_version == "2.0.0" and not kept.findings
-    assert main([command[0], str(committed), *command[1:]]) == 0
+def test_a_review_from_before_findings_shows_those_of_today(
+    command: tuple[str, ...], tmp_path: Path, capsys: Capture
+) -> None:
+    committed = Review.load(Path(__file__).parent.parent / "benchmarks" / "results" / "spine-bert.json")
+    kept, path = msgspec.structs.replace(committed, schema_version="2.0.0", findings=[]), tmp_path / "old.json"
+    kept.save(path)
+    assert main([command[0], str(path), *command[1:]]) == 0
     shown = capsys.readouterr().out
     assert "Attention falls back" in shown and "findings are of today's rules: a review of schema 2.0.0" in shown
-    assert main(["show", str(committed), "--format", "json"]) == 0
+    assert main(["show", str(path), "--format", "json"]) == 0
     assert decode(capsys.readouterr().out.encode(), "stdout") == kept

@@ -3,11 +3,14 @@
 One process per variant.  Thread 1 is the host by term: its slices bear the term's name, because Perfetto gives one
 colour to one name.  Thread 2 is the host by op family; every stream of the device is a thread of its own, and an arrow
 leads from each launch call to the work that it launched.  Times are microseconds from the start of the step.
+
+Perfetto drops a slice that overlaps the one before it in its thread, and a flow whose id is no number (v52).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +19,11 @@ from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.content import headline
 from taxbreak_fx.report.format import plain
-from taxbreak_fx.report.lanes import HOST_TERMS, HostSpan, HostTerm, lanes, no_timeline
+from taxbreak_fx.report.lanes import HOST_TERMS, DeviceSpan, HostSpan, HostTerm, lanes, no_timeline
 from taxbreak_fx.report.predicted import shown_name
 from taxbreak_fx.timeline_store import restored
 
+FLOWS = 1 << 24  # more launches than one step has: flows are told apart over all variants
 BY_TERM, BY_OP, STREAMS = 1, 2, 10  # thread ids; streams follow one another from the last
 # Names of colours that chrome://tracing knows.
 COLOURS: dict[HostTerm, str] = {
@@ -59,19 +63,20 @@ def _process(variant: Variant, pid: int) -> Iterator[dict[str, Any]]:
     for stream, thread in streams.items():
         yield _name(pid, thread, "thread_name", f"device, stream {stream}")
     launched = {piece.launch for piece in found.device}
+    shown = _apart(found.device)
     for index, span in enumerate(found.host):
         args = {"family": plain(span.family), "source": fmt.source(span.source)}
         term = {"name": HOST_TERMS[span.term], "cat": "host", "cname": COLOURS[span.term], "args": _plain(args)}
-        yield {"ph": "X", "pid": pid, "tid": BY_TERM, "ts": _us(span.begin_us), "dur": _us(span.us), **term}
+        yield {"ph": "X", "pid": pid, "tid": BY_TERM, **_lasting(span.begin_us, span.begin_us + span.us), **term}
         if index in launched:
             yield {**_flow(pid, index), "ph": "s", "tid": BY_TERM, "ts": _us(span.begin_us)}
     yield from _by_op(pid, found.host)
-    for piece in found.device:
+    for piece, until_us in zip(found.device, shown, strict=True):
         thread, where = streams[piece.stream], found.host[piece.launch].source
+        args = {"kind": piece.kind, "source": fmt.source(where), "duration": fmt.microseconds(piece.us)}
         yield {
-            "ph": "X", "pid": pid, "tid": thread, "ts": _us(piece.begin_us), "dur": _us(piece.us),
-            "name": plain(piece.family), "cat": "device",
-            "args": _plain({"kind": piece.kind, "source": fmt.source(where)}),
+            "ph": "X", "pid": pid, "tid": thread, **_lasting(piece.begin_us, until_us),
+            "name": plain(piece.family), "cat": "device", "args": _plain(args),
         }  # fmt: skip
         if piece.launch in launched:  # an arrow to a graph ends at its first node
             launched.discard(piece.launch)
@@ -87,14 +92,24 @@ def _by_op(pid: int, host: list[HostSpan]) -> Iterator[dict[str, Any]]:
         begin, last = host[first].begin_us, host[index - 1]
         args = _plain({"source": fmt.source(last.source)})
         yield {
-            "ph": "X", "pid": pid, "tid": BY_OP, "ts": _us(begin), "dur": _us(last.begin_us + last.us - begin),
+            "ph": "X", "pid": pid, "tid": BY_OP, **_lasting(begin, last.begin_us + last.us),
             "name": plain(last.family), "cat": "host", "args": args,
         }  # fmt: skip
         first = index
 
 
+def _apart(device: list[DeviceSpan]) -> list[float]:
+    """Until when each bar is drawn: to its end, or to the begin of the next on its stream, which nodes of a CUDA graph
+    may overlap."""
+    until, following = [], dict[int, float]()
+    for piece in reversed(device):
+        until.append(min(piece.begin_us + piece.us, following.get(piece.stream, math.inf)))
+        following[piece.stream] = piece.begin_us
+    return until[::-1]
+
+
 def _flow(pid: int, launch: int) -> dict[str, Any]:
-    return {"pid": pid, "name": "launch", "cat": "launch", "id": f"{pid}.{launch}"}
+    return {"pid": pid, "name": "launch", "cat": "launch", "id": pid * FLOWS + launch}
 
 
 def _name(pid: int, thread: int, kind: str, name: str) -> dict[str, Any]:
@@ -103,6 +118,12 @@ def _name(pid: int, thread: int, kind: str, name: str) -> dict[str, Any]:
 
 def _plain(args: dict[str, str]) -> dict[str, str]:
     return {name: plain(value) for name, value in args.items()}
+
+
+def _lasting(begin_us: float, end_us: float) -> dict[str, float]:
+    """A slice's place, rounded so that one that begins where another ends does not overlap it."""
+    begin = _us(begin_us)
+    return {"ts": begin, "dur": _us(max(0.0, _us(end_us) - begin))}
 
 
 def _us(us: float) -> float:
