@@ -121,6 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
     cores = set(sorted(os.sched_getaffinity(0))[:CORES])
     alone = ["unshare", "--map-root-user", "--net"]

@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     files = {name: options.out / f"spine-{name}.json" for name in CASES}
     reviews = {name: Review.load(path) for name, path in files.items() if path.exists()}
     rows = [row(name, variant) for name, review in reviews.items() for variant in review.variants]

@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=list(CASES))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in options.only:
         rows.append(run(*CASES[name]))

@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="measure the reviews that are missing (CUDA)")
     parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=sorted(CASES))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     profile = hardware.find(options.profile)
     rows: list[dict[str, Any]] = []
     not_run: dict[str, str] = {}

@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="no GPU: make the reviews anew from --journals")
     parser.add_argument("--only", nargs="*", choices=sorted(CASES), default=None)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     if options.again and options.journals is None:
         parser.error("--again needs the --journals that an earlier run kept")
     files = {name: options.out / f"spine-{name}.json" for name in CASES}

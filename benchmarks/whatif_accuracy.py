@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--reviews", type=Path, nargs="*", default=[default])
     parser.add_argument("--profile", default="h200", help="a built-in profile, or the path of one")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     profile = hardware.find(options.profile)
     reviews = reviews_in(options.reviews)
     requests: dict[str, ReviewRequest] = {}
