@@ -15,6 +15,7 @@ from typing import Literal
 from taxbreak_fx.errors import UncoveredError
 from taxbreak_fx.family_inputs import TensorInput, inputs_of, parse_inputs
 from taxbreak_fx.hardware import FamilyGrid, OpCost, Point, Profile
+from taxbreak_fx.hardware_peaks import matrix_rate
 from taxbreak_fx.kinds import site_kind
 from taxbreak_fx.record import Record
 from taxbreak_fx.recording import Site
@@ -251,10 +252,10 @@ def _line(points: Sequence[tuple[float, float]], x: float) -> float:
 def roofline_us(profile: Profile, family: str, dtype: str, bytes: float, flops: float) -> float:
     """The least time that the device's rates allow: max(bytes ÷ copy bandwidth, flops ÷ matrix rate of the dtype).
 
-    Arithmetic counts for the families of ``MATRIX_FAMILIES`` only, and where the rate of the dtype is known.
+    Arithmetic counts for the families of ``MATRIX_FAMILIES`` only, and where ``matrix_rate`` knows the dtype's.
     """
     by_bytes = bytes / (profile.number("device.copy_gb_s") * 1e3)
-    rate = next((rate.tflops for rate in profile.device.rates if rate.dtype == dtype), None)
+    rate = matrix_rate(profile, dtype)
     if family not in MATRIX_FAMILIES or rate is None:
         return by_bytes
     return max(by_bytes, flops / (rate * 1e6))

@@ -201,15 +201,26 @@ def _launch(sources: Sequence[Source], notes: list[str], reasons: dict[str, str]
     launched = [(v.launch_us, v.launches) for v in eager if v.launch_us is not None and v.launches]
     if launched:
         found["context_us"] = sum(us for us, _ in launched) / sum(count for _, count in launched)
-    reasons["launch.memop_us"] = reasons["launch.idle_sync_us"] = _NOT_HELD
+    reasons["launch.memop_us"] = _NOT_HELD
+    path = [calibration.device_path for calibration in calibrations]
+    known = {name: middle(getattr(one, name) for one in path) for name in ("gap_us", "graph_gap_us", "sync_us")}
+    known["idle_sync_us"] = middle(_p50(one.idle_sync_us) for one in path)
+    if None in known.values():  # reviews before schema 2.1 hold none of them
+        known = _fitted_gaps(sources, notes, reasons)
+    return {key: value for key, value in (found | known).items() if value is not None}
+
+
+def _fitted_gaps(sources: Sequence[Source], notes: list[str], reasons: dict[str, str]) -> dict[str, float | None]:
+    """g and s by what steps in one CUDA graph have beyond their pieces, a line over their nodes."""
+    reasons["launch.idle_sync_us"] = _NOT_HELD
     try:
-        found["sync_us"], found["graph_gap_us"] = line([gap for source in sources for gap in _gaps(source.review)])
-        found["gap_us"] = found["graph_gap_us"]
-        notes.append("gap_us is that between nodes of CUDA graphs; between kernels of a stream it may be more")
+        sync_us, gap_us = line([gap for source in sources for gap in _gaps(source.review)])
     except ValueError as error:
         for name in ("sync_us", "graph_gap_us", "gap_us"):
             reasons[f"launch.{name}"] = f"too few CUDA graphs in the reviews: {error}"
-    return {key: value for key, value in found.items() if value is not None}
+        return {}
+    notes.append("gap_us is that between nodes of CUDA graphs; between kernels of a stream it may be more")
+    return {"sync_us": sync_us, "graph_gap_us": gap_us, "gap_us": gap_us}
 
 
 def _p50(values: Percentiles | None) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from sample_review import sample_review
 
 from taxbreak_fx import hardware
 from taxbreak_fx import hardware_costs as costs
@@ -28,6 +29,7 @@ from taxbreak_fx.hardware import (
     Profile,
     PythonCosts,
 )
+from taxbreak_fx.hardware_peaks import matrix_rate
 from taxbreak_fx.hardware_scale import scaled
 from taxbreak_fx.hardware_shapes import Work, work_of
 from taxbreak_fx.recording import Site
@@ -306,6 +308,20 @@ def test_graph_launches_are_linear_between_points() -> None:
     assert costs.graph_us(known, 2100)[0] == pytest.approx(440.0)
     with pytest.raises(UncoveredError, match="knows no launch of a CUDA graph"):
         costs.graph_us(profile(graphs=()), 5)
+
+
+def test_a_matrix_rate_that_was_not_measured_is_the_published_peak_at_the_share_that_was_reached() -> None:
+    machine = msgspec.structs.replace(sample_review().machine, device="NVIDIA H200")
+    known = profile(machine=machine)
+    assert matrix_rate(known, "bfloat16") == 100.0
+    assert matrix_rate(known, "float32") == pytest.approx(66.9 * 100.0 / 989.4)
+    assert matrix_rate(known, "int8") is None  # no published figure here
+    assert matrix_rate(profile(), "float32") is None  # nobody knows which device
+    other = msgspec.structs.replace(machine, device="NVIDIA A100-SXM4-80GB")
+    assert matrix_rate(profile(machine=other), "float32") is None
+    # 1 GFLOP at 6.76 TFLOP/s, not at the 100 of bfloat16
+    assert costs.roofline_us(known, "gemm", "float32", bytes=1e6, flops=1e9) == pytest.approx(1e3 / 6.7617, rel=1e-4)
+    assert costs.roofline_us(profile(), "gemm", "float32", bytes=1e6, flops=1e9) == pytest.approx(1.0)
 
 
 def test_the_roofline_takes_the_dearer_of_bytes_and_arithmetic() -> None:

@@ -14,6 +14,7 @@ from taxbreak_fx.errors import UncoveredError, UsageError
 from taxbreak_fx.hardware import Profile, find
 from taxbreak_fx.hardware_costs import call_of, floors, graph_us, host_us, python_us
 from taxbreak_fx.kinds import site_op
+from taxbreak_fx.machine import DevicePath
 from taxbreak_fx.model import Review
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.profile_measure_reviews import Source, check_reviews, profile_of_reviews
@@ -73,12 +74,25 @@ def test_python_is_the_reviews_own_where_there_is_one_step(source: Source, profi
     assert python == pytest.approx(eager.breakdown.ft_parts["python"])
 
 
-def test_one_graph_tells_its_launch_and_no_gap(source: Source, profile: Profile) -> None:
+def test_one_graph_tells_its_launch(source: Source, profile: Profile) -> None:
     graphed = source.review.variant("eager-graph")
     assert graphed.kernels is not None and graphed.memops is not None
     assert graph_us(profile, graphed.kernels + graphed.memops)[0] == graphed.launch_us
+
+
+def test_gaps_are_the_calibrations_own(source: Source, profile: Profile) -> None:
+    path, found = source.review.machine.calibration.device_path, floors(profile)
+    assert path.idle_sync_us is not None
+    assert (found.gap_us, found.graph_gap_us, found.sync_us) == (path.gap_us, path.graph_gap_us, path.sync_us)
+    assert found.idle_sync_us == path.idle_sync_us.p50
+
+
+def test_an_old_review_holds_no_gaps_and_one_graph_tells_none(source: Source) -> None:
+    machine = source.review.machine
+    calibration = msgspec.structs.replace(machine.calibration, device_path=DevicePath.unavailable("not measured"))
+    old = msgspec.structs.replace(source.review, machine=msgspec.structs.replace(machine, calibration=calibration))
     with pytest.raises(UncoveredError, match="too few CUDA graphs"):
-        floors(profile)
+        floors(profile_of_reviews([source._replace(review=old)], "old"))
 
 
 def test_what_reviews_do_not_hold_has_a_reason(profile: Profile) -> None:
