@@ -24,7 +24,7 @@ PACKAGE = ROOT / "taxbreak_fx"
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("errors", "record", "machine", "model", "request", "recording", "predicted", "step_graph", "step_timeline")),
     (0, ("finding", "generate_record", "variant_record")),
-    (1, ("families", "family_*", "hardware", "hardware_scale", "hardware_shapes", "schema", "stats")),
+    (1, ("families", "family_*", "hardware", "hardware_peaks", "hardware_scale", "hardware_shapes", "schema", "stats")),
     (
         2,
         (
