@@ -4,7 +4,8 @@ device take about as long.
     python benchmarks/timeline_accuracy.py [--out benchmarks/results] [--only CASE ...] [--journals FOLDER] [--again]
                                            [--budget 1] [--timeout 120]
 
-Reviews each case without the stage that splits guards from frame, and keeps the rows of cases run before.  With
+A case that spine.py reviewed (batch 1) is read from OUT/spine-CASE.json, if that review holds simulated steps.  Reviews
+each other case without the stage that splits guards from frame, and keeps the rows of cases run before.  With
 --journals every stage's result stays under FOLDER/CASE/journal; --again makes the rows anew from there, without a GPU.
 The constants of a case are of its own calibration, and nothing is fitted to the steps.
 Writes OUT/timeline_accuracy.json = {claim, goal, unit, value, met, not_run, machine, rows}.
@@ -63,6 +64,17 @@ def _cases() -> dict[str, ReviewRequest]:
 
 
 CASES = _cases()
+# Cases whose step is one of spine.py's, which reviews it with more variants.
+SPINE = {
+    "gpt2-prefill-b1": "gpt2-prefill",
+    "gpt2-decode-b1": "gpt2-decode",
+    "llama-prefill-b1": "llama-3.2-1b-prefill",
+    "llama-decode-b1": "llama-3.2-1b-decode",
+    "olmoe-prefill-b1": "olmoe-prefill-grouped",
+    "olmoe-decode-b1": "olmoe-decode-grouped",
+    "bert-b1": "bert",
+    "vit-b1": "vit",
+}
 
 
 def without_frame(variants: Sequence[str], device: Literal["cuda", "cpu"]) -> list[Stage]:
@@ -88,6 +100,17 @@ def again(request: ReviewRequest, folder: Path) -> Review | None:
     """The review of the stage results kept in ``folder``; None when there are none."""
     outcomes = outcomes_in(folder / "journal")
     return assemble(outcomes, request.variants, "cuda") if outcomes else None
+
+
+def reviewed(name: str, folder: Path) -> Review | None:
+    """What spine.py left in ``folder`` of this case; None where it is of another step or holds no simulated one."""
+    path = folder / f"spine-{SPINE.get(name)}.json"
+    if not path.exists():
+        return None
+    review, request = Review.load(path), CASES[name]
+    same = (review.step.phase, review.step.batch) == (request.phase, request.batch)
+    simulated = any(one.exposed is not None and one.exposed.wall_us is not None for one in review.variants)
+    return review if same and simulated else None
 
 
 def rows_of(case: str, review: Review) -> list[dict[str, Any]]:
@@ -178,7 +201,9 @@ def main() -> None:
         request = msgspec.structs.replace(CASES[name], budget_s=options.budget, timeout_s=options.timeout)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) if options.journals is None else options.journals / name
-            review = again(request, folder) if options.again else measure(name, request, folder)
+            review = reviewed(name, options.out)
+            if review is None:
+                review = again(request, folder) if options.again else measure(name, request, folder)
         if review is None:
             continue
         rows[name], machines[name] = rows_of(name, review), msgspec.to_builtins(review.machine)

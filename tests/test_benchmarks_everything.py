@@ -39,6 +39,9 @@ def test_a_sitting_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in told] == ["slow"] and (tmp_path / "count").read_text() == "x"
     sitting(known, tmp_path, 100.0, again=["good"], tell=told.append)
     assert (tmp_path / "count").read_text() == "xx"
+    told.clear()
+    sitting({"good": known["good"]._replace(summary=True), "bad": known["bad"]}, tmp_path, 100.0, tell=told.append)
+    assert [line.split(":")[0] for line in told] == ["good"] and (tmp_path / "count").read_text() == "xxx"
 
 
 def test_nothing_is_begun_that_cannot_end_in_time(tmp_path: Path) -> None:

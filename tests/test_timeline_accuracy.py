@@ -82,6 +82,23 @@ def test_rows_are_made_anew_from_kept_stage_results(benchmark: Any, tmp_path: Pa
     assert benchmark.again(request, tmp_path / "nothing") is None
 
 
+def test_a_case_that_spine_reviewed_is_read_where_it_holds_simulated_steps(benchmark: Any, tmp_path: Path) -> None:
+    assert set(benchmark.SPINE) <= set(benchmark.CASES)
+    name = "gpt2-decode-b1"
+    assert benchmark.reviewed(name, tmp_path) is None  # no such file
+    sample = sample_review()
+    step = msgspec.structs.replace(sample.step, phase="decode", batch=1)
+    path = tmp_path / "spine-gpt2-decode.json"
+    msgspec.structs.replace(sample, step=step).save(path)
+    assert benchmark.reviewed(name, tmp_path) is not None
+    assert benchmark.reviewed("gpt2-decode-b32", tmp_path) is None  # spine.py has no such case
+    msgspec.structs.replace(sample, step=msgspec.structs.replace(step, batch=8)).save(path)
+    assert benchmark.reviewed(name, tmp_path) is None
+    bare = [msgspec.structs.replace(variant, exposed=None) for variant in sample.variants]
+    msgspec.structs.replace(sample, step=step, variants=bare).save(path)
+    assert benchmark.reviewed(name, tmp_path) is None
+
+
 def test_the_stage_without_use_is_left_out(benchmark: Any) -> None:
     kinds = [stage.kind for stage in benchmark.without_frame(("eager", "inductor"), "cuda")]
     assert kinds == ["host", "timing", "timing", "trace", "trace", "floor"]
