@@ -278,6 +278,13 @@ def make():
     return Step(), (torch.ones(2, 4),), {}
 
 
+def slow():
+    def step(x):
+        time.sleep(2)
+        return torch.relu(x)
+    return step, (torch.ones(2, 4),), {}
+
+
 def raising():
     def step():
         raise KeyError("no such key")
@@ -361,3 +368,43 @@ def test_ctrl_c_in_the_command_line_saves_the_review(factory: str, tmp_path: Pat
         "dynamo": "skipped",
         "inductor": "skipped",
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+def test_a_supervisor_that_is_killed_leaves_no_worker_at_work(factory: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "taxbreak_fx",
+        "review",
+        f"{factory}:slow",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    command += ["--variants", "dynamo", "--out", str(tmp_path), "--quiet"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        deadline = time.monotonic() + 60.0
+        # Its first result is there: it is in a stage of 26 steps of 2 s.
+        while not (tmp_path / "journal" / "00-host.json").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        (worker,) = [int(child) for child in children.read_text().split()]
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 10.0
+    while running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(worker)
+
+
+def running(pid: int) -> bool:
+    """Whether there is such a process, and it is no mere entry that waits to be read."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
