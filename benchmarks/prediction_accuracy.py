@@ -8,7 +8,10 @@ For every case there must be a measured review, spine-CASE.json or prediction-CA
 CUDA device.  On the models that are held out of every profile: launches equal where torch and transformers are those of
 the review, kernels within 3 %, HDBI within 0.05, and T_wall within 10 % (profile and review of one day) or 20 % (else)
 on average.  Every variant that misses has a cause of ``CAUSES``.
-Writes OUT/prediction_accuracy.json = {claim, goal, unit, value, met, not_run, missed, profile, machine, rows}.
+Where profile and review hold a host score of one version, ``scaled_wall_error`` is with the profile scaled to the
+review's host.
+Writes OUT/prediction_accuracy.json = {claim, goal, unit, value, met, scaled_value, not_run, missed, profile, machine,
+rows}.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import collections
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +32,7 @@ from taxbreak_fx import hardware
 from taxbreak_fx.dry_run import dry_run, record_apart
 from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.hardware import Profile
+from taxbreak_fx.hardware_scale import scaled
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.predict import VARIANTS, predict
 from taxbreak_fx.predicted import DryRun, FakeStep
@@ -101,8 +106,9 @@ def review_of(name: str, folders: list[Path], measure: bool) -> Review | None:
     return review
 
 
-def prediction(request: ReviewRequest, profile: Profile) -> Review:
-    """The step as ``taxbreak predict`` predicts it.  Raises ``TaxbreakError`` where eager cannot be predicted."""
+def predictions(request: ReviewRequest, profiles: Sequence[Profile]) -> list[Review]:
+    """The step as ``taxbreak predict`` predicts it with each profile.  Raises ``TaxbreakError`` where eager cannot be
+    predicted."""
     step = record_apart(request)
     captured: FakeStep | str
     plan: DryRun | str
@@ -114,7 +120,15 @@ def prediction(request: ReviewRequest, profile: Profile) -> Review:
         plan = dry_run(request)
     except TaxbreakError as error:
         plan = str(error)
-    return predict(step, plan, profile, (), captured)
+    return [predict(step, plan, profile, (), captured) for profile in profiles]
+
+
+def on_host_of(review: Review, profile: Profile) -> Profile | None:
+    """``profile`` scaled to the host as it was in ``review``; None where one of them holds no score, or another's."""
+    score = review.machine.calibration.host_reference
+    if score is None or profile.host_score is None or profile.host_score.version != score.version:
+        return None
+    return scaled(profile, score)
 
 
 def parts(variant: Variant) -> dict[str, float]:
@@ -208,8 +222,9 @@ def main() -> None:
             not_run[name] = "not measured"
             continue
         machines[name] = msgspec.to_builtins(review.machine)
+        scaled_to = on_host_of(review, profile)
         try:
-            made = prediction(CASES[name], profile)
+            made, *others = predictions(CASES[name], [profile] if scaled_to is None else [profile, scaled_to])
         except TaxbreakError as error:
             not_run[name] = str(error)
             print(f"{name}: {error}", file=sys.stderr, flush=True)
@@ -219,19 +234,25 @@ def main() -> None:
         for variant in made.variants:
             if variant.name in measured:
                 day = review.machine.date[:10] == profile.date[:10]
-                rows.append(row(name, measured[variant.name], variant, step_versions is None, day))
+                line = row(name, measured[variant.name], variant, step_versions is None, day)
+                for other in others:
+                    again = row(name, measured[variant.name], other.variant(variant.name), step_versions is None, day)
+                    line["scaled_wall_error"] = again.get("wall_error")
+                rows.append(line)
         print(name, "done", file=sys.stderr, flush=True)
     held = [line for line in rows if line["held_out"] and line["met"] is not None]
     errors = [abs(line["wall_error"]) for line in held]
     value = statistics.fmean(errors) if errors else None
     goal = WALL_SAME_DAY if all(m["date"][:10] == profile.date[:10] for m in machines.values()) else WALL
-    others = [what for line in held for what in line["missed"] if what != "wall"]
+    scaled_errors = [abs(us) for line in held if (us := line.get("scaled_wall_error")) is not None]
+    missed = [what for line in held for what in line["missed"] if what != "wall"]
     result = {
         "claim": CLAIM,
         "goal": goal,
         "unit": "share of the measured T_wall",
         "value": value,
-        "met": value is not None and value <= goal and not others and not not_run,
+        "met": value is not None and value <= goal and not missed and not not_run,
+        "scaled_value": statistics.fmean(scaled_errors) if scaled_errors else None,
         "not_run": not_run,
         "missed": dict(collections.Counter(what for line in held for what in line["missed"])),
         "causes": {name: text for name, text in CAUSES.items() if any(line.get("cause") == name for line in rows)},

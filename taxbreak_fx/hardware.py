@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from taxbreak_fx.errors import FormatError, UncoveredError, UsageError
-from taxbreak_fx.machine import Machine
+from taxbreak_fx.machine import HostScore, Machine
 from taxbreak_fx.record import Record
 from taxbreak_fx.request import closest
 from taxbreak_fx.schema import write
@@ -33,13 +33,6 @@ def _positive(name: str, value: float | None) -> None:
     """Raise ``ValueError`` for what would be divided by, or have its logarithm taken, and is not above zero."""
     if value is not None and not value > 0:
         raise ValueError(f"{name} must be above zero, not {value:g}")
-
-
-class HostScore(Record, frozen=True, kw_only=True):
-    """Microseconds of the reference workload of that ``version`` (docs/hardware-profile.md); lower is faster."""
-
-    version: int
-    us: float
 
 
 class LaunchCosts(Record, frozen=True, kw_only=True):

@@ -7,7 +7,8 @@ from typing import TypeVar
 import msgspec
 
 from taxbreak_fx.errors import UsageError
-from taxbreak_fx.hardware import HostScore, Profile
+from taxbreak_fx.hardware import Profile
+from taxbreak_fx.machine import HostScore
 from taxbreak_fx.record import Record
 
 S = TypeVar("S", bound=Record)

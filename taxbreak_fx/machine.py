@@ -94,13 +94,25 @@ def _no_device_path() -> DevicePath:
     return DevicePath.unavailable("not measured")
 
 
+SCORE_VERSION = 1  # of the reference workload in host_reference.py
+
+
+class HostScore(Record, frozen=True, kw_only=True):
+    """Microseconds of the reference workload of that ``version`` (docs/hardware-profile.md); lower is faster."""
+
+    version: int
+    us: float
+
+
 class Calibration(Measured, frozen=True, kw_only=True):
     """What one launch costs on this machine, and how fast its host is.
 
     ``launch_us``: host-blocking time of one kernel launch call, un-instrumented; ``launch_source``: whether a loop in C
     measured it, or calls through ctypes whose own cost was subtracted.  ``t_sys_us``: null kernel, launch API entry to
     kernel start, traced.  ``host_score``: iterations of a fixed single-thread Python loop per microsecond, for scaling
-    between hosts; null for the machine of a prediction whose profile names none.
+    between hosts; null for the machine of a prediction whose profile names none.  ``host_reference``: the reference
+    workload's median over rounds before and after every variant's pairs, by which a profile is scaled to this host;
+    null: not measured.
     """
 
     MEASUREMENTS = ("launch_us", "t_sys_us", "host_score")
@@ -109,6 +121,7 @@ class Calibration(Measured, frozen=True, kw_only=True):
     t_sys_us: Percentiles | None
     host_score: float | None
     launch_source: Literal["C loop", "ctypes"] | None = None
+    host_reference: HostScore | None = None
     launch_path: LaunchPath = msgspec.field(default_factory=_no_launch_path)
     device_path: DevicePath = msgspec.field(default_factory=_no_device_path)
 

@@ -78,6 +78,7 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
         base_host_us=_added([timing.base_host_us for timing in timings]),
         preempted=sum(timing.preempted for timing in timings),
         launch_us=None if nulls is None else statistics.fmean(nulls),
+        reference_us=[us for timing in timings for us in timing.reference_us],
         compile_s=None if compile_s is None else sum(compile_s),
         peak_memory_bytes=None if peaks is None else max(peaks),
         sites=sites,

@@ -24,7 +24,7 @@ from taxbreak_fx.variant_record import (
     Prediction,
 )
 
-SCHEMA_VERSION = "2.3.0"
+SCHEMA_VERSION = "2.4.0"
 
 Origin = Literal["measured", "predicted", "ingested"]
 Status = Literal["ok", "failed", "skipped"]

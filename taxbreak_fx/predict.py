@@ -17,8 +17,8 @@ from taxbreak_fx import __version__, hardware_scale
 from taxbreak_fx.compare import LADDER, LEAST_EFFECT, verdict_of
 from taxbreak_fx.errors import UncoveredError, UsageError
 from taxbreak_fx.findings import with_findings
-from taxbreak_fx.hardware import BY_HAND, HostScore, Profile
-from taxbreak_fx.machine import Calibration, Conditions, Machine
+from taxbreak_fx.hardware import BY_HAND, Profile
+from taxbreak_fx.machine import Calibration, Conditions, HostScore, Machine
 from taxbreak_fx.model import Comparison, GraphInfo, Removed, Review, Variant
 from taxbreak_fx.predict_compiled import inductor, reduce_overhead
 from taxbreak_fx.predict_eager import eager, eager_graph

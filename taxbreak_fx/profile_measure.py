@@ -20,6 +20,7 @@ from taxbreak_fx import trace
 from taxbreak_fx.calibrate import calibrate_host, describe_machine, launch_floor
 from taxbreak_fx.errors import MeasurementError, TaxbreakError
 from taxbreak_fx.hardware import Profile
+from taxbreak_fx.host_reference import reference_us
 from taxbreak_fx.interpose import Interposer
 from taxbreak_fx.profile_measure_compiled import (
     COPIED_INPUTS,
@@ -32,7 +33,7 @@ from taxbreak_fx.profile_measure_compiled import (
 )
 from taxbreak_fx.profile_measure_device import all_groups, attention_choices, bandwidths, grids, traced_times
 from taxbreak_fx.profile_measure_draft import GAPS, GRAPHED, INDUCTOR, OPERATORS, Device, Draft, assemble
-from taxbreak_fx.profile_measure_host import python_layers, reference_us
+from taxbreak_fx.profile_measure_host import python_layers
 from taxbreak_fx.profile_measure_steps import FITS, Fit, MeasuredStep, fit_workload, operators_workload
 from taxbreak_fx.recorders.bench import one_line
 from taxbreak_fx.recorders.tracing import profiled

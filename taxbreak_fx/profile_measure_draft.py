@@ -20,12 +20,11 @@ from taxbreak_fx.hardware import (
     FamilyGrid,
     FitStep,
     GraphPoint,
-    HostScore,
     LaunchCosts,
     Profile,
     PythonCosts,
 )
-from taxbreak_fx.machine import Machine
+from taxbreak_fx.machine import SCORE_VERSION, HostScore, Machine
 from taxbreak_fx.profile_measure_compiled import (
     CompiledStep,
     GuardedStep,
@@ -35,7 +34,6 @@ from taxbreak_fx.profile_measure_compiled import (
 )
 from taxbreak_fx.profile_measure_device import matrix_rates
 from taxbreak_fx.profile_measure_fit import NEGATIVE, family_costs, glue_costs, library_costs, op_costs
-from taxbreak_fx.profile_measure_host import SCORE_VERSION
 from taxbreak_fx.profile_measure_steps import MeasuredStep
 from taxbreak_fx.timeline import QUEUE_DEPTH, launch_latency
 

@@ -27,6 +27,7 @@ from taxbreak_fx.hardware import (
 )
 from taxbreak_fx.hardware_costs import call_of
 from taxbreak_fx.kinds import site_op
+from taxbreak_fx.machine import HostScore
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.predicted import DryRun, FakeOp, FakeStep
@@ -56,7 +57,10 @@ def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
     Raises ``UsageError`` as ``check_reviews`` does.
     """
     check_reviews([source.review for source in sources])
-    reasons: dict[str, str] = {"host_score": _NOT_HELD, "device.attention": _NOT_HELD}
+    reasons: dict[str, str] = {"device.attention": _NOT_HELD}
+    host_score = _score(sources)
+    if host_score is None:
+        reasons["host_score"] = "not all reviews hold one of one version: review again, or calibrate"
     notes = [f"from reviews: {', '.join(title(source.review) for source in sources)}"]
     calls = {id(source): _calls(source) for source in sources}
     rows, fit_steps = [], []
@@ -76,6 +80,7 @@ def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
         origin="measured",
         date=machine.date,
         machine=machine,
+        host_score=host_score,
         launch=numbers(LaunchCosts, "launch", _launch(sources, notes, reasons), reasons),
         graphs=tuple(_graphs(sources)),
         ops=tuple(ops),
@@ -88,6 +93,15 @@ def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
         notes=tuple(notes),
         unmeasured=reasons | left_out,
     )
+
+
+def _score(sources: Sequence[Source]) -> HostScore | None:
+    """The host's score over all reviews; None where one holds none, or of another version."""
+    scores = [source.review.machine.calibration.host_reference for source in sources]
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores) or len({score.version for score in known}) != 1:
+        return None
+    return HostScore(version=known[0].version, us=statistics.median(score.us for score in known))
 
 
 def check_reviews(reviews: Sequence[Review]) -> None:

@@ -142,7 +142,8 @@ class Timing(Record, frozen=True, kw_only=True):
     until the host sees the flag of a kernel put before the graph's first node (of a twin of the variant), median over
     steps; the flag's way to the host is still in it.  None: the variant is not graphed, or the reason beside it.
     ``preempted``: how often the scheduler took the CPU away inside the pairs' steps.  ``launch_us``: a null kernel's
-    launch call, at the time of the pairs; None: not measured then.
+    launch call, at the time of the pairs; None: not measured then.  ``reference_us``: rounds of the host's reference
+    workload, before and after the pairs.
     """
 
     variant: str
@@ -152,6 +153,7 @@ class Timing(Record, frozen=True, kw_only=True):
     base_host_us: list[float]
     preempted: int = 0
     launch_us: float | None = None
+    reference_us: list[float] = []
     compile_s: float | None
     peak_memory_bytes: int | None
     sites: list[Site]

@@ -5,6 +5,7 @@ All timing comes before the first trace, because the profiler leaves its process
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from taxbreak_fx.compare import compare_all
 from taxbreak_fx.errors import FormatError, OutputError
 from taxbreak_fx.findings import with_findings
 from taxbreak_fx.generate_record import Generate, GenerateRaw
-from taxbreak_fx.machine import Calibration, DevicePath, Machine
+from taxbreak_fx.machine import SCORE_VERSION, Calibration, DevicePath, HostScore, Machine
 from taxbreak_fx.model import Review, StepInfo, Variant
 from taxbreak_fx.record import Percentiles, Record
 from taxbreak_fx.recording import Frame, HostFacts, LaunchFloor, Recording, Timing, Trace
@@ -155,7 +156,7 @@ def assemble(
         origin="measured",
         model=facts.model,
         step=facts.step,
-        machine=machine,
+        machine=with_reference(machine, timings.values()),
         variants=finished,
         comparisons=compare_all(finished, timings),
         graphs=graphs,
@@ -216,6 +217,15 @@ def with_floor(machine: Machine, outcome: Outcome | None, device: str) -> Machin
         calibration=msgspec.structs.replace(
             calibration, t_sys_us=t_sys, launch_path=path, device_path=gaps, unmeasured=reasons
         ),
+    )
+
+
+def with_reference(machine: Machine, timings: Iterable[Timing]) -> Machine:
+    """``machine`` with the score of its host while the variants were timed."""
+    rounds = [us for timing in timings for us in timing.reference_us]
+    score = HostScore(version=SCORE_VERSION, us=statistics.median(rounds)) if rounds else None
+    return msgspec.structs.replace(
+        machine, calibration=msgspec.structs.replace(machine.calibration, host_reference=score)
     )
 
 

@@ -20,7 +20,6 @@ from taxbreak_fx.hardware import (
     FamilyCost,
     FamilyGrid,
     GraphPoint,
-    HostScore,
     LaunchCosts,
     LibraryCost,
     MatrixRate,
@@ -32,6 +31,7 @@ from taxbreak_fx.hardware import (
 from taxbreak_fx.hardware_peaks import matrix_rate
 from taxbreak_fx.hardware_scale import scaled
 from taxbreak_fx.hardware_shapes import Work, work_of
+from taxbreak_fx.machine import HostScore
 from taxbreak_fx.recording import Site
 
 LINEAR = OpCost(

@@ -74,6 +74,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "device_path",
             "verify",
             "verify_*",
+            "host_reference",
             "replay",
             "replay_check",
             "library_calls",

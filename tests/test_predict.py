@@ -28,7 +28,6 @@ from taxbreak_fx.hardware import (
     FamilyCost,
     FamilyGrid,
     GraphPoint,
-    HostScore,
     LaunchCosts,
     LibraryCost,
     MatrixRate,
@@ -37,6 +36,7 @@ from taxbreak_fx.hardware import (
     Profile,
     PythonCosts,
 )
+from taxbreak_fx.machine import HostScore
 from taxbreak_fx.model import StepInfo, Variant
 from taxbreak_fx.predict import VARIANTS, check_names, on_host, predict
 from taxbreak_fx.predicted import (

@@ -17,8 +17,9 @@ from taxbreak_fx import hardware, profile_measure
 from taxbreak_fx import hardware_costs as costs
 from taxbreak_fx import profile_measure_device as device_grid
 from taxbreak_fx.call_counts import call_counts
-from taxbreak_fx.hardware import FitStep, HostScore, Profile
-from taxbreak_fx.machine import DevicePath, LaunchPath
+from taxbreak_fx.hardware import FitStep, Profile
+from taxbreak_fx.host_reference import reference_us
+from taxbreak_fx.machine import SCORE_VERSION, DevicePath, HostScore, LaunchPath
 from taxbreak_fx.profile_measure import Plan, measure_profile
 from taxbreak_fx.profile_measure_compiled import (
     CompiledStep,
@@ -39,7 +40,6 @@ from taxbreak_fx.profile_measure_fit import (
     non_negative,
     op_costs,
 )
-from taxbreak_fx.profile_measure_host import SCORE_VERSION, reference_us
 from taxbreak_fx.profile_measure_steps import (
     FITS,
     Fit,

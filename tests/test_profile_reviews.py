@@ -14,7 +14,7 @@ from taxbreak_fx.errors import UncoveredError, UsageError
 from taxbreak_fx.hardware import Profile, find
 from taxbreak_fx.hardware_costs import call_of, floors, graph_us, host_us, python_us
 from taxbreak_fx.kinds import site_op
-from taxbreak_fx.machine import DevicePath
+from taxbreak_fx.machine import DevicePath, HostScore
 from taxbreak_fx.model import Review
 from taxbreak_fx.nodes import folded
 from taxbreak_fx.profile_measure_reviews import Source, check_reviews, profile_of_reviews
@@ -98,6 +98,22 @@ def test_an_old_review_holds_no_gaps_and_one_graph_tells_none(source: Source) ->
 def test_what_reviews_do_not_hold_has_a_reason(profile: Profile) -> None:
     for name in ("host_score", "launch.memop_us", "device.attention", "python.module_us", "device.read_gb_s"):
         assert "calibrate" in profile.unmeasured[name]
+
+
+def test_the_host_score_is_the_reviews_own_where_all_hold_one(source: Source) -> None:
+    def at(us: float, version: int = 1) -> Source:
+        machine = source.review.machine
+        score = HostScore(version=version, us=us)
+        calibration = msgspec.structs.replace(machine.calibration, host_reference=score)
+        review = msgspec.structs.replace(
+            source.review, machine=msgspec.structs.replace(machine, calibration=calibration)
+        )
+        return source._replace(review=review)
+
+    assert profile_of_reviews([at(300.0), at(340.0)], "two").host_score == HostScore(version=1, us=320.0)
+    for others in ([at(300.0), source], [at(300.0), at(300.0, version=2)]):
+        found = profile_of_reviews(others, "two")
+        assert found.host_score is None and "calibrate" in found.unmeasured["host_score"]
 
 
 def test_a_review_that_does_not_close_gives_no_host_times(source: Source) -> None:

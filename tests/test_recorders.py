@@ -30,7 +30,7 @@ from taxbreak_fx.recorders.bench import MAX_PAIRS, MIN_PAIRS, Bench, one_line, q
 from taxbreak_fx.recorders.frame import measure_frame
 from taxbreak_fx.recorders.in_situ import MAX_PASSES, MIN_PASSES, in_situ, observation_cost_us
 from taxbreak_fx.recorders.outputs import NOT_FINITE, OutputReference
-from taxbreak_fx.recorders.timing import null_launches_us, reach_sites, time_variant
+from taxbreak_fx.recorders.timing import REFERENCE_ROUNDS, null_launches_us, reach_sites, time_variant
 from taxbreak_fx.recorders.tracing import triton_kernels
 from taxbreak_fx.recording import HostFacts, Timing
 from taxbreak_fx.stages import Stage
@@ -132,6 +132,7 @@ def test_a_variant_is_timed_in_pairs_with_everything_beside(name: str) -> None:
     assert len(lengths) == 1 and MIN_PAIRS <= lengths.pop() <= MAX_PAIRS
     assert min(found.host_us) > 0 and all(a >= b for a, b in zip(found.wall_us, found.host_us, strict=True))
     assert (found.compile_s is None) == (name == "eager")
+    assert len(found.reference_us) == 2 * REFERENCE_ROUNDS and min(found.reference_us) > 0
     assert (found.peak_memory_bytes, found.graph_launch_us, found.drained) == (None, None, None)
     # the sites: as many in the clocked pass as recorded, and their sum is a span of the step
     assert found.in_situ_failure is None and found.in_situ is not None and found.spans is not None

@@ -11,6 +11,7 @@ from fake_recording import FRAME, T_SYS_US, eager_timing, eager_trace, timing
 from sample_review import machine
 
 from taxbreak_fx.errors import FormatError, OutputError
+from taxbreak_fx.machine import SCORE_VERSION, HostScore
 from taxbreak_fx.model import StepInfo
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import HostFacts, LaunchFloor
@@ -25,6 +26,7 @@ from taxbreak_fx.stages import (
     plan,
     recording,
     unneeded,
+    with_reference,
 )
 
 STEP = StepInfo(phase="decode", batch=1, seq_len=16, dtype="bfloat16", device="cuda")
@@ -115,6 +117,15 @@ def test_a_journal_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="choose another --out") as caught:
         journal(EAGER[0], tmp_path / "file" / "journal", 0)
     assert "\n" not in str(caught.value)
+
+
+def test_the_hosts_score_is_of_the_rounds_beside_all_variants() -> None:
+    machine = FACTS.machine
+    assert machine.calibration.host_reference is None
+    timings = [eager_timing(reference_us=[300.0, 340.0, 320.0]), eager_timing(reference_us=[400.0, 380.0])]
+    found = with_reference(machine, timings).calibration.host_reference
+    assert found == HostScore(version=SCORE_VERSION, us=340.0)
+    assert with_reference(machine, [eager_timing()]).calibration.host_reference is None
 
 
 def test_bytes_that_are_no_result_are_a_format_error() -> None:

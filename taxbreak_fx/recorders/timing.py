@@ -16,6 +16,7 @@ import torch
 
 from taxbreak_fx.capture import CapturedCall, OpRecorder, RecordProbe, find_ticks, record_eager
 from taxbreak_fx.errors import CaptureError, MeasurementError, TaxbreakError
+from taxbreak_fx.host_reference import reference_us
 from taxbreak_fx.launch_path import Kernel, LaunchLoop, reason_of
 from taxbreak_fx.observe import Label
 from taxbreak_fx.probes import CountProbe, Probe
@@ -29,7 +30,7 @@ from taxbreak_fx.replay import replay_all, replay_smallest
 from taxbreak_fx.ticks import Ticks
 from taxbreak_fx.variants import Built
 
-NULL_LAUNCHES = 60  # before the pairs, and after them
+NULL_LAUNCHES, REFERENCE_ROUNDS = 60, 5  # before the pairs, and after them
 
 
 class Captured:
@@ -165,8 +166,10 @@ def time_built(
     """As ``time_variant``, of a variant that is built already; ``replay`` makes the hot replays of what it captured."""
     peak = _peak_memory(bench, built)
     before, launches = bench.preempted, null_launches_us(bench.device, built.notes)
+    score = reference_us(REFERENCE_ROUNDS)
     rows = bench.pairs(built)
     preempted = bench.preempted - before
+    score += reference_us(REFERENCE_ROUNDS)
     launches += null_launches_us(bench.device, built.notes)
     wall, host, base_wall, base_host = (list(column) for column in zip(*rows, strict=True))
     failure: str | None = None
@@ -199,6 +202,7 @@ def time_built(
         base_host_us=base_host,
         preempted=preempted,
         launch_us=statistics.median(launches) if launches else None,
+        reference_us=score,
         compile_s=compile_s,
         peak_memory_bytes=peak,
         sites=captured.sites,
