@@ -57,6 +57,7 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
         laid: Built | str = CPU
     else:
         laid = _decompose_cuda(draft, eager)
+        _note_traced_longer(draft)
     draft.fields["exposed"] = exposed_of(laid, draft.fields["t_wall_us"].median)
     draft.fields["timeline"] = None if isinstance(laid, str) else stored(laid.timeline)
     return draft.finish()
@@ -90,6 +91,16 @@ def _note_launch_cost(draft: Draft) -> None:
         draft.notes.append(
             f"a null kernel's launch took {beside:.2f} µs while this variant was timed and {calibrated:.2f} in the "
             "calibration: launches that were not heard cost the former"
+        )
+
+
+def _note_traced_longer(draft: Draft) -> None:
+    """Say so when the device is active for longer than the step takes: tracing lengthens short nodes of a graph."""
+    device, wall = draft.fields["device_active_us"], draft.fields["t_wall_us"].median
+    if device is not None and device > wall:
+        draft.notes.append(
+            f"the device was active for {device:,.0f} µs while traced, in a step that takes {wall:,.0f} µs untraced: "
+            "device time and HDBI are too high by as much at least"
         )
 
 

@@ -5,11 +5,10 @@ Another workload is another ``SCORE_VERSION`` (machine.py): scores of different 
 
 from __future__ import annotations
 
+import gc
 import time
 
 import torch
-
-from taxbreak_fx.recorders.bench import quiet_gc
 
 SCORE_ROUNDS = 15
 
@@ -56,12 +55,18 @@ def reference_us(rounds: int = SCORE_ROUNDS) -> list[float]:
     x, w = torch.ones(4, 4), torch.ones(4, 4)
     parts = [_Part(number) for number in range(32)]
     times = []
-    with torch.no_grad(), quiet_gc():
-        for number in range(rounds + 1):
-            started = time.perf_counter_ns()
-            _python_half(parts)
-            _torch_half(x, w)
-            elapsed = (time.perf_counter_ns() - started) / 1e3
-            if number:  # the first warms
-                times.append(elapsed)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            for number in range(rounds + 1):
+                started = time.perf_counter_ns()
+                _python_half(parts)
+                _torch_half(x, w)
+                elapsed = (time.perf_counter_ns() - started) / 1e3
+                if number:  # the first warms
+                    times.append(elapsed)
+    finally:
+        if collecting:
+            gc.enable()
     return times

@@ -226,7 +226,15 @@ def test_a_graph_latency_that_the_wall_time_refutes_is_bounded_with_a_note(wall:
 
 def test_a_step_without_graphs_has_no_note_on_their_latency() -> None:
     short = decompose(eager_recording(timing=eager_timing(wall_us=30.0)), None)  # device-bound: 60 µs traced
-    assert short.notes == []
+    assert not any("latency" in note for note in short.notes)
+
+
+def test_a_device_that_is_active_for_longer_than_the_step_is_noted() -> None:
+    whole = decompose(eager_recording(), None)
+    assert whole.notes == [] and whole.device_active_us is not None
+    shorter = decompose(eager_recording(timing=eager_timing(wall_us=whole.device_active_us - 3.0)), None)
+    (note,) = shorter.notes
+    assert f"active for {whole.device_active_us:,.0f} µs while traced, in a step that takes" in note
 
 
 def test_a_variant_that_graphed_nothing_says_so() -> None:
