@@ -79,6 +79,26 @@ def wall_ratio(base: str, variant: str, timings: Mapping[str, Timing]) -> Interv
     return ratio_of_ratios(_divided(own.wall_us, own.base_wall_us), _divided(other.wall_us, other.base_wall_us))
 
 
+def wall_at_speed_of(base: Variant, variant: Variant, comparisons: Sequence[Comparison]) -> float:
+    """The variant's T_wall, in microseconds, had its host been as fast as when ``base`` was measured.
+
+    For putting variants in order: they are timed minutes apart, and hosts drift meanwhile.  By absolute times a variant
+    that waits for its host gains or loses by that; by its paired ratio to the base, one that waits for its device does,
+    since a slow host lengthens the base alone.  So host time alone is scaled, by what the base itself took beside the
+    variant; never below the device's time.  Without pairs, the T_wall as measured.
+    Raises ``ValueError`` for a variant without T_wall.
+    """
+    if variant.t_wall_us is None:
+        raise ValueError(f"{variant.name} has no T_wall")
+    wall = variant.t_wall_us.median
+    ratio = next((c.wall_ratio for c in comparisons if (c.base, c.variant) == (base.name, variant.name)), None)
+    if variant.name == base.name or ratio is None or base.t_wall_us is None or variant.t_host_us is None:
+        return wall
+    drift = wall / ratio.median / base.t_wall_us.median
+    host = min(wall, variant.t_host_us.median)
+    return max(wall - host + host / drift, min(wall, variant.device_active_us or 0.0))
+
+
 def host_noise(base: str, variant: str, timings: Mapping[str, Timing]) -> float:
     """Half-width of the interval of T_host of ``variant`` ÷ ``base``, each against its own pairs with eager.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from taxbreak_fx.compare import LEAST_EFFECT, UNCHANGED
+from taxbreak_fx.compare import LEAST_EFFECT, UNCHANGED, wall_at_speed_of
 from taxbreak_fx.findings_graphs import copied_us
 from taxbreak_fx.findings_rule import Saving, Seen, file_name, place, rule
 from taxbreak_fx.findings_scene import Cost, Scene, kernels, short
@@ -269,7 +269,7 @@ def device_bound(scene: Scene) -> Iterator[Seen]:
     fastest variant are looked at, since others will not be run."""
     measured = [v for v in scene.variants if v.t_wall_us is not None and v.device_active_us is not None]
     looked = [v for v in measured if v is scene.base]
-    fastest = min(measured, key=_relative(scene), default=None)
+    fastest = min(measured, key=lambda v: wall_at_speed_of(scene.base or v, v, scene.review.comparisons), default=None)
     looked += [fastest] if fastest is not None and fastest not in looked else []
     for variant in looked if scene.on_device else ():
         assert variant.t_wall_us is not None and variant.device_active_us is not None
@@ -313,15 +313,3 @@ def device_bound(scene: Scene) -> Iterator[Seen]:
 def _told(scene: Scene, variant: Variant) -> list[Node]:
     other = scene.variant(_UNGRAPHED.get(variant.name, ""))
     return other.nodes if other is not None else []
-
-
-def _relative(scene: Scene) -> Callable[[Variant], float]:
-    """T_wall relative to eager, by pairs where there are some: variants are timed minutes apart, and machines drift."""
-
-    def key(variant: Variant) -> float:
-        found = scene.comparison("eager", variant.name)
-        if variant.name == "eager" or found is None or found.wall_ratio is None:
-            return 1.0
-        return found.wall_ratio.median
-
-    return key

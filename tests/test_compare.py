@@ -10,7 +10,16 @@ from fake_recording import FRAME, eager_recording, eager_timing, eager_trace, re
 from fake_recording import timing as bare_timing
 
 from taxbreak_fx.breakdown import decompose
-from taxbreak_fx.compare import LEAST_EFFECT, UNCHANGED, compare, compare_all, least_effect, verdict_of, wall_ratio
+from taxbreak_fx.compare import (
+    LEAST_EFFECT,
+    UNCHANGED,
+    compare,
+    compare_all,
+    least_effect,
+    verdict_of,
+    wall_at_speed_of,
+    wall_ratio,
+)
 from taxbreak_fx.model import Comparison, Variant
 from taxbreak_fx.record import Interval
 from taxbreak_fx.recording import Timing
@@ -42,6 +51,24 @@ def test_the_ratio_rests_on_pairs_in_one_process_not_on_two_medians() -> None:
     assert (found.wall_ratio.low, found.wall_ratio.median, found.wall_ratio.high) == (0.5, 0.5, 0.5)
     assert found.verdict == "faster"
     assert found.removed.wall_us == 60.0  # half of eager's own 120
+
+
+def test_variants_are_put_in_order_at_one_speed_of_the_host() -> None:
+    # Eager took 240 µs beside both, twice its own 120.  One waits for its host, the other for its device.
+    slow = {"base_wall_us": [240.0] * 10, "base_host_us": [200.0] * 10}
+    host_bound = timing("dynamo", wall_us=160.0, host_us=160.0, **slow)
+    graphed = timing("eager-graph", wall_us=130.0, host_us=10.0, **slow)
+    variants = [EAGER, variant_of(host_bound), variant_of(graphed)]
+    timings = {"eager": eager_timing(), "dynamo": host_bound, "eager-graph": graphed}
+    made = compare_all(variants, timings)
+    assert [wall_at_speed_of(EAGER, one, made) for one in variants] == pytest.approx([120.0, 80.0, 125.0])
+    assert [wall_at_speed_of(EAGER, one, []) for one in variants] == [120.0, 160.0, 130.0]  # no pairs: as measured
+    # No step is shorter than its device's work, 60 µs here.
+    hidden = variant_of(timing("dynamo", wall_us=70.0, host_us=70.0, **slow))
+    beside = [against_eager(timing("dynamo", wall_us=70.0, host_us=70.0, **slow))]
+    assert hidden.device_active_us == 60.0 and wall_at_speed_of(EAGER, hidden, beside) == 60.0
+    with pytest.raises(ValueError, match="inductor has no T_wall"):
+        wall_at_speed_of(EAGER, Variant.unavailable("inductor", "failed", "no"), [])
 
 
 def test_two_compiled_variants_meet_through_eager() -> None:

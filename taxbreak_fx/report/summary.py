@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from taxbreak_fx.compare import wall_at_speed_of
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.content import reference
@@ -21,13 +22,13 @@ class Fact(NamedTuple):
 
 
 def best(review: Review) -> Variant | None:
-    """The variant with the shortest T_wall of those that were measured, or predicted, as the reference was; one whose
-    outputs differ from eager's only where all do."""
+    """The variant with the shortest T_wall, at one host's speed, of those that were measured, or predicted, as the
+    reference was; one whose outputs differ from eager's only where all do."""
     base = reference(review)
     origin = base.origin if base is not None else "measured"
     timed = [v for v in review.variants if v.status == "ok" and v.origin == origin and v.t_wall_us is not None]
     right = [v for v in timed if v.outputs_equal is not False] or timed
-    return min(right, key=lambda v: v.t_wall_us.median if v.t_wall_us is not None else 0.0, default=None)
+    return min(right, key=lambda v: wall_at_speed_of(base or v, v, review.comparisons), default=None)
 
 
 def facts(review: Review) -> list[Fact]:
