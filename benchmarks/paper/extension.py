@@ -28,6 +28,7 @@ from typing import Any
 from benchmarks.paper import claim, figures
 from benchmarks.paper.cells import COMPILED, Store
 from benchmarks.paper.claim import Claim, Row, alone, lacking, short
+from taxbreak_fx.compare import wall_at_speed_of
 from taxbreak_fx.model import Comparison, Review
 
 NAME = "extension"
@@ -53,6 +54,7 @@ def compiled(name: str, review: Review, found: Comparison) -> Row:
         verdict=found.verdict,
         eager_then=then,
         drifted=figures.drifted(found.variant, then),
+        wall_at_speed_ms=wall_at_speed_of(base, variant, review.comparisons) / 1e3,
         removed=removed,
         noise=noise,
         hdbi_before=found.hdbi_before,
