@@ -33,7 +33,7 @@ from taxbreak_fx.timeline_store import stored
 from taxbreak_fx.variant_record import Breakdown, FamilyReplay
 
 UNCOMPILED = ("eager", "eager-graph")
-NOTED_PREEMPTED = 0.1  # times a step: from there on medians may be of interrupted steps
+NOTED_PREEMPTED = 20.0  # times a second; 3 on idle cores, more than 30 on busy ones (2-core CPU, 2026-11-23)
 NOTED_DRIFT = 1.15  # beyond the 12.6 % (CV) by which T_host varied over ten processes of a 2-core CPU
 NEGATIVE = "negative_residual: what was subtracted exceeds T_issue by more than its interval"
 
@@ -47,7 +47,6 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
         return Variant.unavailable(recording.variant, status, reason)
     draft = Draft(recording, timing)
     _note_drift(draft, eager)
-    _note_preempted(draft)
     _note_launch_cost(draft)
     frame = recording.frame
     if frame is not None and frame.guards_failure is not None and recording.variant not in UNCOMPILED:
@@ -56,6 +55,7 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
         decompose_cpu(draft, eager)
         laid: Built | str = CPU
     else:
+        _note_preempted(draft)  # on the CPU device the step's own threads take turns with this one
         laid = _decompose_cuda(draft, eager)
         _note_traced_longer(draft)
     draft.fields["exposed"] = exposed_of(laid, draft.fields["t_wall_us"].median)
@@ -107,11 +107,11 @@ def _note_traced_longer(draft: Draft) -> None:
 def _note_preempted(draft: Draft) -> None:
     """Say so when the host's cores were not free for the step: its host times hold what else ran."""
     timing = draft.timing
-    steps = 2 * len(timing.wall_us)
-    if timing.preempted > NOTED_PREEMPTED * steps:
+    seconds = (sum(timing.wall_us) + sum(timing.base_wall_us)) / 1e6
+    if timing.preempted > NOTED_PREEMPTED * seconds:
         draft.notes.append(
-            f"the host was busy: its scheduler took the CPU away {timing.preempted} times in {steps} timed steps, and "
-            "host times hold what ran instead; review again with idle cores"
+            f"the host was busy: its scheduler took the CPU away {timing.preempted} times in {seconds:.2g} s of timed "
+            "steps, and host times hold what ran instead; review again with idle cores"
         )
 
 

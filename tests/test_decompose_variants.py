@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -114,16 +114,17 @@ def test_a_compiled_variant_without_frame_times_says_so() -> None:
 def test_a_host_that_was_busy_meanwhile_is_noted() -> None:
     record = compiled("inductor")
     assert record.timing is not None
-    steps = 2 * len(record.timing.wall_us)
+    # So many steps that they take 2 s, half of it the base's.
+    timed = msgspec.structs.replace(record.timing, wall_us=[10_000.0] * 100, base_wall_us=[10_000.0] * 100)
 
-    def notes(preempted: int) -> list[str]:
-        timing = msgspec.structs.replace(record.timing, preempted=preempted)
-        return [
-            note for note in decompose(msgspec.structs.replace(record, timing=timing), None).notes if "busy" in note
-        ]
+    def notes(preempted: int, device: Literal["cuda", "cpu"] = "cuda") -> list[str]:
+        timing = msgspec.structs.replace(timed, preempted=preempted)
+        found = decompose(msgspec.structs.replace(record, timing=timing, device=device), None)
+        return [note for note in found.notes if "busy" in note]
 
-    assert notes(0) == notes(steps // 10) == []
-    assert [f"took the CPU away {steps} times in {steps} timed steps" in note for note in notes(steps)] == [True]
+    assert notes(0) == notes(40) == []
+    assert ["took the CPU away 41 times in 2 s of timed steps" in note for note in notes(41)] == [True]
+    assert notes(400, "cpu") == []  # threads of the step itself
 
 
 def test_a_compiled_variant_without_in_situ_times_has_no_parts_and_says_so() -> None:
