@@ -53,7 +53,9 @@ def predict(
     ] = None,
     host_score: Annotated[
         float | None,
-        typer.Option(metavar="US", help="Of the host to predict for, as calibrate prints it; default: the profile's."),
+        typer.Option(
+            metavar="US", help="Of the host to predict for, as a review of it shows it; default: the profile's."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for the recording, and for the plan of Inductor.")] = 600.0,
     trust_remote_code: TrustRemoteCode = False,

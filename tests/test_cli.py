@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -48,9 +48,7 @@ class FakeSupervisor:
 @pytest.fixture(autouse=True)
 def supervisor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSupervisor]:
     fake = FakeSupervisor()
-    module = ModuleType("taxbreak_fx.supervisor")
-    module.supervise = fake.supervise  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "taxbreak_fx.supervisor", module)
+    monkeypatch.setattr("taxbreak_fx.supervisor.supervise", fake.supervise)
     monkeypatch.chdir(tmp_path)
     yield fake
 

@@ -120,11 +120,13 @@ def notebook(review: Review) -> str:
 def machine(review: Review) -> list[tuple[str, str]]:
     """Name and value of what the numbers were taken on and how."""
     found, conditions = review.machine, review.machine.conditions
-    clocks, score = conditions.gpu_clocks_mhz, found.calibration.host_score
+    clocks, loop = conditions.gpu_clocks_mhz, found.calibration.host_score
+    score = found.calibration.host_reference
     rows = [
         ("device", found.device), ("host CPU", f"{found.host_cpu}, {found.cores} cores"), ("python", found.python),
         ("torch", found.torch), ("CUDA", found.cuda), ("driver", found.driver), ("transformers", found.transformers),
-        ("triton", found.triton), ("host score", None if score is None else f"{fmt.number(score)} iterations/µs"),
+        ("triton", found.triton), ("Python loop", None if loop is None else f"{fmt.number(loop)} iterations/µs"),
+        ("host score", None if score is None else f"{fmt.microseconds(score.us)} (version {score.version})"),
         ("threads", str(conditions.threads)), ("cores allowed", str(len(conditions.affinity))),
         ("garbage collection", conditions.gc), ("gradients", conditions.grad_mode),
         ("seed", None if conditions.seed is None else str(conditions.seed)),
