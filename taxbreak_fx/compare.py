@@ -96,7 +96,10 @@ def wall_at_speed_of(base: Variant, variant: Variant, comparisons: Sequence[Comp
         return wall
     drift = wall / ratio.median / base.t_wall_us.median
     host = min(wall, variant.t_host_us.median)
-    return max(wall - host + host / drift, min(wall, variant.device_active_us or 0.0))
+    scaled = wall - host + host / drift
+    if variant.device_active_us is None or variant.kernels is None:  # on the CPU device its work is the host's own
+        return scaled
+    return max(scaled, min(wall, variant.device_active_us))
 
 
 def host_noise(base: str, variant: str, timings: Mapping[str, Timing]) -> float:

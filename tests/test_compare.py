@@ -67,6 +67,10 @@ def test_variants_are_put_in_order_at_one_speed_of_the_host() -> None:
     hidden = variant_of(timing("dynamo", wall_us=70.0, host_us=70.0, **slow))
     beside = [against_eager(timing("dynamo", wall_us=70.0, host_us=70.0, **slow))]
     assert hidden.device_active_us == 60.0 and wall_at_speed_of(EAGER, hidden, beside) == 60.0
+    on_cpu = msgspec.structs.replace(
+        hidden, kernels=None, unmeasured=hidden.unmeasured | {"kernels": "no kernels here"}
+    )
+    assert wall_at_speed_of(EAGER, on_cpu, beside) == pytest.approx(35.0)  # the work there slows with the host
     with pytest.raises(ValueError, match="inductor has no T_wall"):
         wall_at_speed_of(EAGER, Variant.unavailable("inductor", "failed", "no"), [])
 
