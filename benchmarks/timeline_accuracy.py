@@ -2,11 +2,13 @@
 device take about as long.
 
     python benchmarks/timeline_accuracy.py [--out benchmarks/results] [--only CASE ...] [--journals FOLDER] [--again]
-                                           [--budget 1] [--timeout 120]
+                                           [--budget 1] [--timeout 120] [--jobs 1] [--quick]
 
 A case that spine.py reviewed (batch 1) is read from OUT/spine-CASE.json, if that review holds simulated steps.  Reviews
-each other case without the stage that splits guards from frame, and keeps the rows of cases run before.  With
---journals every stage's result stays under FOLDER/CASE/journal; --again makes the rows anew from there, without a GPU.
+each other case without the stage that splits guards from frame, and keeps the rows of cases run before.  With --quick
+no variant is measured that has to be compiled; with --jobs, cases are built and compiled side by side (they take turns
+where they time).  With --journals every stage's result stays under FOLDER/CASE/journal; --again makes the rows anew
+from there, without a GPU.
 The constants of a case are of its own calibration, and nothing is fitted to the steps.
 Writes OUT/timeline_accuracy.json = {claim, goal, unit, value, met, not_run, machine, rows}.
 """
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -87,8 +90,7 @@ def measure(name: str, request: ReviewRequest, folder: Path) -> Review | None:
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with mock.patch.object(supervisor, "plan", without_frame):
-            review = supervisor.supervise(request, folder, lambda event: None)
+        review = supervisor.supervise(request, folder, lambda event: None)
     except TaxbreakError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return None
@@ -190,6 +192,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="no GPU: make the rows anew from --journals")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of timed pairs per variant")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds one stage may take")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
+    parser.add_argument("--quick", action="store_true", help="only variants that need no compiler")
     options = parser.parse_args()
     if options.again and options.journals is None:
         parser.error("--again needs the --journals that an earlier run kept")
@@ -197,18 +201,27 @@ def main() -> None:
     before = msgspec.json.decode(target.read_bytes()) if target.exists() else {"rows": [], "machine": {}}
     rows = {name: [line for line in before["rows"] if line["case"] == name] for name in CASES}
     machines: dict[str, Any] = dict(before["machine"])
-    for name in CASES if options.only is None else options.only:
+
+    def case(name: str) -> Review | None:
         request = msgspec.structs.replace(CASES[name], budget_s=options.budget, timeout_s=options.timeout)
+        if options.quick:
+            request = msgspec.structs.replace(request, variants=QUICK)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) if options.journals is None else options.journals / name
-            review = reviewed(name, options.out)
+            known = reviewed(name, options.out)
+            if known is not None:
+                return known
+            return again(request, folder) if options.again else measure(name, request, folder)
+
+    with mock.patch.object(supervisor, "plan", without_frame), ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(case, name): name for name in (CASES if options.only is None else options.only)}
+        for done in as_completed(running):
+            name, review = running[done], done.result()
             if review is None:
-                review = again(request, folder) if options.again else measure(name, request, folder)
-        if review is None:
-            continue
-        rows[name], machines[name] = rows_of(name, review), msgspec.to_builtins(review.machine)
-        write(target, rows, machines)  # now: a run that is broken off keeps what it has
-        show(rows[name])
+                continue
+            rows[name], machines[name] = rows_of(name, review), msgspec.to_builtins(review.machine)
+            write(target, rows, machines)  # now: a run that is broken off keeps what it has
+            show(rows[name])
     result = write(target, rows, machines)
     show([line for lines in rows.values() for line in lines])
     for name in ("timeline", "naive", "timeline_at_crossover", "naive_at_crossover"):
@@ -221,7 +234,10 @@ def main() -> None:
 def write(target: Path, rows: dict[str, list[dict[str, Any]]], machines: dict[str, Any]) -> dict[str, Any]:
     """Replace the result file; returns what it holds."""
     lines = [line for name in CASES for line in rows[name]]
-    not_run = [name for name in CASES if not rows[name]]
+    held = {(line["case"], line["variant"]) for line in lines}
+    not_run = [
+        f"{name}: {variant}" for name in CASES for variant in CASES[name].variants if (name, variant) not in held
+    ]
     found = summary(lines, not_run)
     result = {
         "claim": CLAIM,
