@@ -80,9 +80,9 @@ SPINE = {
 }
 
 
-def without_frame(variants: Sequence[str], device: Literal["cuda", "cpu"]) -> list[Stage]:
+def without_frame(variants: Sequence[str], device: Literal["cuda", "cpu"], generates: bool = False) -> list[Stage]:
     """The stages of a review but for the one that the timeline has no use for."""
-    return [stage for stage in stages.plan(variants, device) if stage.kind != "frame"]
+    return [stage for stage in stages.plan(variants, device, generates) if stage.kind != "frame"]
 
 
 def measure(name: str, request: ReviewRequest, folder: Path) -> Review | None:

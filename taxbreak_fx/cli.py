@@ -26,6 +26,7 @@ from taxbreak_fx.cli_common import (
     Seed,
     SeqLen,
     TrustRemoteCode,
+    alone,
     check_step,
     check_writable,
     complain,
@@ -250,23 +251,24 @@ def verify(
     from taxbreak_fx.verify_text import verification_json, verification_text
 
     device = require_cuda()
-    if model == PROBES:
-        found = verify_steps(PROBES, probe_steps(device), mislabel)
-    else:
-        request = ReviewRequest(
-            model=model,
-            phase=phase,
-            batch=batch,
-            seq_len=seq_len,
-            dtype=dtype,
-            cache=cache,
-            attn_implementation=attn_implementation,
-            experts_implementation=experts_implementation,
-            device="cuda",
-            trust_remote_code=trust_remote_code,
-            seed=seed,
-        )
-        found = verify_workload(load(request, device), mislabel)
+    request = ReviewRequest(
+        model=model,
+        phase=phase,
+        batch=batch,
+        seq_len=seq_len,
+        dtype=dtype,
+        cache=cache,
+        attn_implementation=attn_implementation,
+        experts_implementation=experts_implementation,
+        device="cuda",
+        trust_remote_code=trust_remote_code,
+        seed=seed,
+    )
+    with alone(device):
+        if model == PROBES:
+            found = verify_steps(PROBES, probe_steps(device), mislabel)
+        else:
+            found = verify_workload(load(request, device), mislabel)
     sys.stdout.write(verification_json(found) if json else verification_text(found))
     if not found.control.found:
         raise MeasurementError(f"{found.control.op} with a wrong library was no mismatch: verify proves nothing here")

@@ -7,7 +7,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,6 +93,17 @@ def progress(silent: bool) -> Iterator[Any]:
             bar.refresh()
 
         yield show
+
+
+def alone(device: Literal["cuda", "cpu"]) -> AbstractContextManager[None]:
+    """The device for this process, without reviews beside it; says on stderr that it waits for one."""
+    from taxbreak_fx.turn import turn_on
+
+    @cache
+    def waiting() -> None:
+        print("taxbreak: waiting for another review on this device", file=sys.stderr)
+
+    return turn_on(device, waiting)()
 
 
 class Stages:

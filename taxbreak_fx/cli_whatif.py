@@ -23,6 +23,7 @@ from taxbreak_fx.cli_common import (
     SeqLen,
     Stages,
     TrustRemoteCode,
+    alone,
     check_step,
     check_writable,
     complain,
@@ -70,7 +71,7 @@ def calibrate(
         target = resolve_device(device)
         if target == "cpu":
             print("taxbreak: no CUDA device is used: only the parts of the host are measured", file=sys.stderr)
-        with progress(quiet or not sys.stderr.isatty()) as on_event:
+        with alone(target), progress(quiet or not sys.stderr.isatty()) as on_event:
             profile = measure_profile(target, name, budget, on_event)
     try:
         hardware.save(profile, out)

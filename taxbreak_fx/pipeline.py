@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
-from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -21,7 +19,7 @@ from taxbreak_fx.recorders.timing import time_variant
 from taxbreak_fx.recorders.tracing import trace_variant, traced_floor
 from taxbreak_fx.recording import HostFacts
 from taxbreak_fx.stages import Outcome, Result, Stage
-from taxbreak_fx.turn import Turn
+from taxbreak_fx.turn import Turn, turn_on
 from taxbreak_fx.workload import Workload
 
 _STICKY = (
@@ -38,28 +36,24 @@ _STICKY = (
 class Runner:
     """Runs the stages of one workload.  A stage that fails is an outcome with its reason, never an exception.
 
-    ``waiting`` is called, now and then, while another process measures on the device.
+    A stage waits for its turn on the device, and gives it up only while it compiles.
     """
 
     def __init__(
-        self,
-        workload: Workload,
-        device: Literal["cuda", "cpu"],
-        budget_s: float,
-        waiting: Callable[[], None] = lambda: None,
+        self, workload: Workload, device: Literal["cuda", "cpu"], budget_s: float, turn: Turn | None = None
     ) -> None:
         self._workload, self._device = workload, device
-        self._bench = Bench(workload, device, budget_s)
-        self._turn = Turn(f"gpu-{torch.cuda.get_device_properties(0).uuid}" if device == "cuda" else "cpu", waiting)
-        self._bench.turn = self._turn
+        self._turn = turn if turn is not None else turn_on(device)
+        with self._turn():
+            self._bench = Bench(workload, device, budget_s, self._turn)
         self._reference = OutputReference(self._bench)
 
     def run(self, stage: Stage) -> Outcome:
         """Run one stage.  ``KeyboardInterrupt`` passes through."""
         started = time.perf_counter()
         try:
-            with contextlib.nullcontext() if stage.kind in ("timing", "trace") else self._turn():
-                result = self._result(stage)  # those two take their turn themselves, after they have compiled
+            with self._turn():
+                result = self._result(stage)
         except Exception as error:  # whatever a variant raises costs that variant only, and is reported
             failure = str(error) if isinstance(error, TaxbreakError) else one_line(error)
             fatal = any(mark in str(error) for mark in _STICKY)

@@ -56,7 +56,8 @@ class Spans(Record, frozen=True, kw_only=True):
     ``sites_us``: in the sites.  ``host_us``: median un-instrumented T_host of the interleaved steps.
 
     ``gaps_us``: what lies before the first site, between each two, and behind the last, which is the first three again
-    by place (None: not read).
+    by place (None: not read).  ``passes_us``: every clocked step as read, with the un-instrumented T_host before and
+    after it; what is chosen among them can be judged from these.
     """
 
     around_us: float | None
@@ -65,6 +66,7 @@ class Spans(Record, frozen=True, kw_only=True):
     sites_us: float
     host_us: float
     gaps_us: list[float] | None = None
+    passes_us: list[tuple[float, float, float]] = []
 
 
 class LibrarySite(Record, frozen=True, kw_only=True):

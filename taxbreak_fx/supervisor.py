@@ -60,14 +60,16 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         self._selector.register(read, selectors.EVENT_READ)
 
-    def ready(self) -> Ready:
-        """The first reply.  Raises ``WorkerLost``."""
-        return msgspec.json.decode(self._line(START_TIMEOUT_S), type=Ready)
+    def ready(self, waiting: Callable[[], None]) -> Ready:
+        """The first reply.  Raises ``WorkerLost``.  ``waiting``: as for ``run``."""
+        while (line := self._line(START_TIMEOUT_S)) == WAITING:
+            waiting()
+        return msgspec.json.decode(line, type=Ready)
 
     def run(self, stage: Stage, timeout_s: float, waiting: Callable[[], None]) -> Outcome:
         """Run one stage.  Raises ``WorkerLost`` when the worker dies or outlasts ``timeout_s``.
 
-        ``waiting`` is called while another process measures on the device; the time begins anew after that.
+        ``waiting`` is called while another process has the device; the time begins anew after that.
         """
         assert self._process.stdin is not None
         try:
@@ -129,7 +131,7 @@ class _Supervision:
         self._notes: list[str] = []
         self._worker: Worker | None = None
         self._stages: list[Stage] = []
-        self._waited: set[Stage] = set()
+        self._waited: set[Stage | None] = set()
 
     def run(self) -> Review:
         """Start a worker, run the plan, assemble."""
@@ -175,10 +177,10 @@ class _Supervision:
                 self._worker = None
             self._tell("failed" if outcome.failure else "done", stage, outcome.failure or "", number + 1)
 
-    def _wait(self, stage: Stage, number: int) -> None:
+    def _wait(self, stage: Stage | None, number: int) -> None:
         if stage not in self._waited:
             self._waited.add(stage)
-            self._tell("note", stage, "waiting for another review that measures on this device", number)
+            self._tell("note", stage, "waiting for another review on this device", number)
 
     def _record(self, outcome: Outcome, number: int) -> None:
         self._outcomes.append(outcome)
@@ -187,7 +189,7 @@ class _Supervision:
     def _start(self) -> Ready:
         self._worker = Worker(self._request, self._log)
         try:
-            ready = self._worker.ready()
+            ready = self._worker.ready(partial(self._wait, None, len(self._outcomes)))
         except WorkerLost as lost:
             self._worker.stop()
             self._worker = None
@@ -204,11 +206,11 @@ class _Supervision:
             raise error
         return ready
 
-    def _tell(self, kind: str, stage: Stage, message: str, done: int) -> None:
+    def _tell(self, kind: str, stage: Stage | None, message: str, done: int) -> None:
+        """``stage``: None while the worker starts."""
+        name, variant = (stage.kind, stage.variant) if stage is not None else ("start", None)
         total = len(self._stages)
-        self._on_event(
-            Event(kind=kind, stage=stage.kind, variant=stage.variant, message=message, done=done, total=total)
-        )
+        self._on_event(Event(kind=kind, stage=name, variant=variant, message=message, done=done, total=total))
 
 
 def _last_line(log: IO[bytes]) -> str:

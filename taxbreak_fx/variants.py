@@ -37,6 +37,7 @@ from taxbreak_fx.variant_record import GraphSkip
 from taxbreak_fx.workload import Workload
 from taxbreak_fx.wrapper_lines import Origins
 
+Compiling = Callable[[], contextlib.AbstractContextManager[None]]
 GRAPH_WARMUP_STEPS = 3  # torch.cuda.graph asks for eager runs on a side stream before capture
 
 
@@ -83,15 +84,17 @@ class _Compiled(Built):
 
     uncompiled = False
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(self, workload: Workload, compiling: Compiling) -> None:
         self._switches: list[tuple[GraphSwitch, torch.fx.GraphModule]] = []
         self._calls = 0
+        self._compiling = compiling
         compiled = torch.compile(workload.call, backend=self._backend)
         super().__init__(lambda: compiled(*workload.args, **workload.kwargs))
 
     def _backend(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         self.graphs.append(graph_info(gm))
-        switch = GraphSwitch(self._compile(gm, example_inputs))
+        with self._compiling():
+            switch = GraphSwitch(self._compile(gm, example_inputs))
         self._switches.append((switch, gm))
         return switch
 
@@ -160,11 +163,11 @@ class _Dynamo(_Compiled):
 class _Inductor(_Compiled):
     mechanism = "stand-in"
 
-    def __init__(self, workload: Workload, mode: str = "default") -> None:
+    def __init__(self, workload: Workload, compiling: Compiling, mode: str = "default") -> None:
         self._mode = mode
         self._modules: list[types.ModuleType] = []
         self._sources: list[torch.fx.GraphModule] = []  # the graph each wrapper module was made from
-        super().__init__(workload)
+        super().__init__(workload, compiling)
 
     def _compile(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         compiled = compile_inductor(gm, example_inputs, self._mode, self._modules)
@@ -183,8 +186,8 @@ class _GraphTrees(_Inductor):
     graphed = True
     build_calls = 3  # cudagraph trees: one eager warm-up, one recording, one replay
 
-    def __init__(self, workload: Workload) -> None:
-        super().__init__(workload, "reduce-overhead")
+    def __init__(self, workload: Workload, compiling: Compiling) -> None:
+        super().__init__(workload, compiling, "reduce-overhead")
 
     def prepare(self) -> None:
         torch.compiler.cudagraph_mark_step_begin()
@@ -273,8 +276,8 @@ DESCRIPTIONS = {
 }
 
 
-def build(name: str, workload: Workload, snapshot: Snapshot) -> Built:
-    """Build a variant by name.
+def build(name: str, workload: Workload, snapshot: Snapshot, compiling: Compiling = contextlib.nullcontext) -> Built:
+    """Build a variant by name.  Inside ``compiling`` a captured graph is compiled: nothing runs on the device then.
 
     Raises ``UsageError`` for an unknown name, ``CaptureError`` when the step cannot be captured; torch's own errors
     (out of memory, unsupported op) pass through and cost this variant only.
@@ -282,13 +285,13 @@ def build(name: str, workload: Workload, snapshot: Snapshot) -> Built:
     if name == "eager":
         return Built(workload.run)
     if name == "dynamo":
-        return _Dynamo(workload)
+        return _Dynamo(workload, compiling)
     if name == "inductor":
-        return _Inductor(workload)
+        return _Inductor(workload, compiling)
     if name == "reduce-overhead":
-        return _GraphTrees(workload)
+        return _GraphTrees(workload, compiling)
     if name == "cudagraphs":
-        return _CudaGraphsBackend(workload)
+        return _CudaGraphsBackend(workload, compiling)
     if name == "eager-graph":
         return _EagerGraph(workload, snapshot)
     raise UsageError(f"unknown variant {name!r}; known: {', '.join(DESCRIPTIONS)}")

@@ -177,7 +177,7 @@ class LeafWatch(TorchDispatchMode):
             self.seen.append(Seen(self.step, OUTSIDE, "", None, stray, empty=False))
 
 
-def require_cuda() -> str:
+def require_cuda() -> Literal["cuda"]:
     """The device to verify on.  Raises ``DeviceError`` where there is none."""
     if not torch.cuda.is_available():
         raise DeviceError(

@@ -49,10 +49,13 @@ def main() -> None:
 
         device = resolve_device(request.device)
         variants = check_variants(request.variants, device)
-        workload = load(request, device)
         from taxbreak_fx.pipeline import Runner
+        from taxbreak_fx.turn import turn_on
 
-        runner = Runner(workload, device, request.budget_s, waiting)
+        turn = turn_on(device, waiting)
+        with turn():
+            workload = load(request, device)
+        runner = Runner(workload, device, request.budget_s, turn)
     except TaxbreakError as error:
         reply(Ready(error=str(error), exit_code=error.exit_code))
         return

@@ -31,10 +31,11 @@ from taxbreak_fx.recorders.frame import measure_frame
 from taxbreak_fx.recorders.in_situ import MAX_PASSES, MIN_PASSES, in_situ, observation_cost_us
 from taxbreak_fx.recorders.outputs import NOT_FINITE, OutputReference
 from taxbreak_fx.recorders.timing import REFERENCE_ROUNDS, null_launches_us, reach_sites, time_variant
-from taxbreak_fx.recorders.tracing import triton_kernels
-from taxbreak_fx.recording import HostFacts, Timing
+from taxbreak_fx.recorders.tracing import agreed, triton_kernels
+from taxbreak_fx.recording import Activity, HostFacts, Timing, TracedStep
 from taxbreak_fx.stages import Stage
 from taxbreak_fx.tick_cost import routing_cost_us
+from taxbreak_fx.turn import Turn
 from taxbreak_fx.variants import Built
 from taxbreak_fx.workload import Workload
 
@@ -356,6 +357,8 @@ def test_spans_are_the_step_without_the_clocks_own_cost(
     total = (spans.around_us or 0) + (spans.runtime_us or 0) + spans.glue_us + spans.sites_us
     assert total == pytest.approx(spans.host_us)
     assert spans.host_us == pytest.approx(69 * speed + cost)
+    assert len(spans.passes_us) == MIN_PASSES  # all, also those that are not used; a plain step lies between each two
+    assert [after for _, _, after in spans.passes_us[:-1]] == [before for _, before, _ in spans.passes_us[1:]]
 
 
 class Routed(Scripted):
@@ -598,6 +601,53 @@ def test_ops_shrink_to_their_smallest_shape(call: CapturedCall, shapes: list[tup
     assert found == shapes
     (entry,) = replay.replay_smallest([call])
     assert (entry.level, entry.failure) == ("smallest", None)
+
+
+def traced(*durations: float) -> TracedStep:
+    """A traced step of kernels of these microseconds."""
+    activities = [
+        Activity(kind="kernel", name="k", start_us=0.0, duration_us=us, stream=7, launch=None, site=None, signature="")
+        for us in durations
+    ]
+    return TracedStep(activities=activities, launches=[], syncs=[], sites=0)
+
+
+def test_of_traced_steps_the_one_of_middle_device_time_is_kept() -> None:
+    fast, middle, stretched = traced(1.0, 2.0), traced(1.5, 2.0), traced(9.0, 9.0)
+    for order in ((fast, middle, stretched), (stretched, fast, middle), (middle, stretched, fast)):
+        assert agreed(list(order)) == (middle, [])
+    other = traced(1.6)
+    chosen, notes = agreed([other, middle, fast])
+    assert chosen == fast and len(notes) == 1 and "1, 2, 2" in notes[0]  # of two, the one that others stretched less
+
+
+class Watched(Turn):
+    """A turn that nobody else has; it tells when it is given up, and that it is waited for 0.2 s then."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.compiling: list[bool] = []
+
+    @contextlib.contextmanager
+    def given_up(self) -> Iterator[None]:
+        self.compiling.append(True)
+        yield
+        self.compiling.append(False)
+        time.sleep(0.2)
+        self.waited_s += 0.2
+
+
+def test_the_turn_is_given_up_while_a_graph_is_compiled_and_at_no_step() -> None:
+    turn = Watched()
+    bench = Bench(Workload(call=Toy(), model="toy", step=step_info(), args=(torch.ones(2, 8),)), "cpu", 0.02, turn)
+    bench.step(bench.eager)
+    assert turn.compiling == []
+    started = time.perf_counter()
+    built, seconds = bench.build("inductor")
+    assert turn.compiling == [True, False]  # one graph
+    assert 0 < seconds <= time.perf_counter() - started - 0.2  # waiting is not compiling
+    bench.pairs(built)
+    assert turn.compiling == [True, False]
 
 
 # --- stages in one process ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,9 @@ from taxbreak_fx import schema, supervisor
 from taxbreak_fx.errors import CaptureError, FormatError, TaxbreakError
 from taxbreak_fx.model import Review
 from taxbreak_fx.request import ReviewRequest
-from taxbreak_fx.stages import Outcome, Ready, Stage
-from taxbreak_fx.supervisor import Event, WorkerLost, supervise
+from taxbreak_fx.stages import WAITING, Outcome, Ready, Stage
+from taxbreak_fx.supervisor import Event, Worker, WorkerLost, supervise
+from taxbreak_fx.turn import Turn
 
 ROOT = Path(__file__).parent.parent
 REQUEST = ReviewRequest(model="toy", variants=("eager", "dynamo", "inductor"), timeout_s=3.0)
@@ -55,8 +57,10 @@ class FakeWorkers:
         self.started += 1
         return self
 
-    def ready(self) -> Ready:
+    def ready(self, waiting: Callable[[], None]) -> Ready:
         """The first reply."""
+        for _ in range(self.waits):
+            waiting()
         reply = self.replies.pop(0) if self.replies else READY
         if isinstance(reply, WorkerLost):
             raise reply
@@ -95,6 +99,7 @@ def test_waiting_for_another_review_is_told_once_a_stage(workers: FakeWorkers, t
     review, events = run(tmp_path)
     told = [event for event in events if event.kind == "note"]
     assert [(event.stage, event.variant) for event in told] == [
+        ("start", None),
         ("host", None),
         ("timing", "eager"),
         ("frame", None),
@@ -332,6 +337,25 @@ def test_the_workers_own_errors_reach_the_caller(
     with pytest.raises(TaxbreakError, match=message) as caught:
         supervise(request(f"{factory}:{name}"), tmp_path, lambda event: None)
     assert caught.value.exit_code == code
+
+
+def test_a_model_is_not_built_while_another_review_measures(
+    factory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    log = tmp_path / "log"
+    built = tmp_path / "built"
+    Path(factory).write_text(FACTORY + f"\nopen({str(built)!r}, 'w').close()\n")
+    with open(log, "w+b") as file:
+        with Turn("cpu")():
+            worker = Worker(request(f"{factory}:make"), file)
+            assert worker._line(60.0) == WAITING
+            assert not built.exists()
+        told: list[int] = []
+        assert worker.ready(lambda: told.append(1)).error is None
+        assert built.exists() and told
+        worker.stop()
 
 
 def test_ctrl_c_in_the_command_line_saves_the_review(factory: str, tmp_path: Path) -> None:

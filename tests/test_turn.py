@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -98,10 +99,71 @@ def test_devices_do_not_wait_for_each_other() -> None:
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     mine = Turn("gpu/../x", lambda: None)
-    assert mine.path.parent == tmp_path  # whatever the device is called
+    assert mine.path is not None and mine.path.parent == tmp_path  # whatever the device is called
     target = tmp_path / "victim"
     mine.path.symlink_to(target)
     with mine():
         pass
     assert not target.exists()
     assert mine.failure is not None and str(mine.path) in mine.failure
+
+
+def test_given_up_others_have_it_and_it_is_taken_again() -> None:
+    mine, other = Turn("gpu"), Turn("gpu")
+    with mine():
+        with mine.given_up(), other():  # would wait for ever
+            pass
+        assert not free("gpu")
+        with pytest.raises(ValueError, match="of the compiler"), mine.given_up():
+            raise ValueError("of the compiler")
+        assert not free("gpu")
+    assert free("gpu")
+
+
+def test_who_is_interrupted_does_not_wait_again() -> None:
+    mine = Turn("gpu")
+    with pytest.raises(KeyboardInterrupt), mine(), mine.given_up():
+        process = holder("gpu")
+        raise KeyboardInterrupt
+    process.communicate(b"\n")
+    assert free("gpu")
+
+
+def test_what_was_not_held_is_not_taken() -> None:
+    mine = Turn("gpu")
+    with mine.given_up():
+        pass
+    assert free("gpu")
+
+
+def test_the_time_it_waited_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = holder("gpu")
+    told: list[int] = []
+
+    def waiting() -> None:
+        if not told:
+            other.communicate(b"\n")
+        told.append(1)
+
+    mine = Turn("gpu", waiting)
+    with mine():
+        pass
+    assert told and mine.waited_s > 0
+
+
+def test_no_device_is_nobodys() -> None:
+    nobody = Turn(None)
+    with nobody(), Turn(None)(), nobody.given_up():
+        assert nobody.waited_s == 0.0
+
+
+def free(device: str) -> bool:
+    """Whether no process has the turn on ``device``."""
+    path = Turn(device).path
+    assert path is not None
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

@@ -6,13 +6,14 @@ import gc
 import resource
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 
 from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.state import Snapshot
+from taxbreak_fx.turn import Turn
 from taxbreak_fx.variant_record import GraphSkip
 from taxbreak_fx.variants import Built, build, graph_skips
 from taxbreak_fx.workload import Workload
@@ -24,14 +25,16 @@ MAX_SETTLING_STEPS = 8  # as many recompiles as torch.compile allows per code ob
 
 
 class Bench:
-    """Holds the workload and restores its state outside every timed region.  Stages measure inside ``turn``.
+    """Holds the workload and restores its state outside every timed region.  ``turn`` is given up while it compiles.
 
     Raises ``CaptureError`` when the step itself fails, or writes a parameter.
     """
 
-    def __init__(self, workload: Workload, device: Literal["cuda", "cpu"], budget_s: float) -> None:
+    def __init__(
+        self, workload: Workload, device: Literal["cuda", "cpu"], budget_s: float, turn: Turn | None = None
+    ) -> None:
         self.workload, self.device, self.budget_s = workload, device, budget_s
-        self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._turn = turn if turn is not None else Turn(None)
         self.roots: list[Any] = [workload.call, workload.args, dict(workload.kwargs), *workload.state]
         self.sync: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else _nothing
         self.snapshot = Snapshot(self.roots)
@@ -47,14 +50,15 @@ class Bench:
         self.preempted = 0  # how often so far the scheduler took the CPU away inside a timed step
 
     def build(self, name: str) -> tuple[Built, float]:
-        """Build a variant and run it until a step compiles nothing more: the variant, and the seconds that took."""
+        """Build a variant and run it until a step compiles nothing more: the variant, and the seconds that took,
+        without those it waited for its turn."""
         self.snapshot.restore()
         self.sync()
-        started = time.perf_counter()
+        started, waited = time.perf_counter(), self._turn.waited_s
         notes: list[str] = []
         skips: list[GraphSkip] = []
         with torch.no_grad(), graph_skips(notes, skips):
-            built = build(name, self.workload, self.snapshot)
+            built = build(name, self.workload, self.snapshot, self._turn.given_up)
             for _ in range(built.build_calls):
                 self.step(built)
             for _ in range(MAX_SETTLING_STEPS):
@@ -64,7 +68,7 @@ class Bench:
                     break
         built.notes += notes
         built.graph_skips += skips if built.graphed else []
-        return built, time.perf_counter() - started
+        return built, time.perf_counter() - started - (self._turn.waited_s - waited)
 
     def step(self, built: Built) -> Any:
         """One step from the remembered state, device idle before and after; returns its output."""

@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from taxbreak_fx.errors import MeasurementError
@@ -147,13 +148,14 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
                 drained.append(_observed(bench, built, DrainProbe(bench.sync), sites, before))
                 bench.timed(built)
                 before = drained[-1].after = bench.timed(built)[1]
+    passes = [(one.total, one.before, one.after) for one in clocked]
     clocked, drained = _steady(clocked), _steady(drained)
     host = statistics.median(one.plain for one in clocked)
     kept = _middle(clocked, host)
     cost = inside + outside
     own = [inside + count * cost for count in nested]  # what reading the clock took inside each site
     site_us = [us - read for us, read in zip(_columns(kept, host), own, strict=True)]
-    spans = _spans(kept, host, sum(site_us), sum(own), outside, mark)
+    spans = msgspec.structs.replace(_spans(kept, host, sum(site_us), sum(own), outside, mark), passes_us=passes)
     clock = InSitu(drained=False, site_us=site_us, host_us=host, probe_us=cost, steps=len(clocked))
     if not drained:
         return spans, clock, None

@@ -144,15 +144,11 @@ def time_variant(bench: Bench, name: str, reference: OutputReference) -> Timing:
     if name not in ("eager", "eager-graph") and not built.graphs:
         built.notes.append("nothing was compiled: Dynamo captured no graph, so the step ran as it is")
     try:
-        with bench.turn():
-            timing = time_built(bench, name, built, None if name == "eager" else compile_s, reference, hot_replays)
+        timing = time_built(bench, name, built, None if name == "eager" else compile_s, reference, hot_replays)
     finally:
         built.release()
-    if not built.graphed:
-        return timing
     # Only now: a twin's release would take what it shares with the variant, Dynamo's cache and the pool of the graphs.
-    with bench.turn():
-        return time_graph_launches(bench, timing)
+    return time_graph_launches(bench, timing) if built.graphed else timing
 
 
 def time_built(

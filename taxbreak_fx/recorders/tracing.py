@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import math
 import os
 import statistics
 import sys
@@ -36,8 +37,7 @@ def trace_variant(bench: Bench, name: str) -> Trace:
     """Trace ``name`` (CUDA only).  Raises ``MeasurementError`` when the profiler returns no kernel."""
     built, _ = bench.build(name)
     try:
-        with bench.turn():
-            return trace_built(bench, name, built)
+        return trace_built(bench, name, built)
     finally:
         built.release()
 
@@ -47,7 +47,7 @@ def trace_built(bench: Bench, name: str, built: Built) -> Trace:
     reach_sites(bench, built)
     calls, failure = _library_calls(bench, built)
     steps = trace_steps(bench, built)
-    chosen, notes = _agree(steps)
+    chosen, notes = agreed(steps)
     captured = capture_sites(bench, built)
     replays = [] if built.graphed else trace_replays(bench, captured.calls.values(), "call")
     replays += [] if built.graphed else trace_replays(bench, captured.leaves.values(), "leaf")
@@ -148,11 +148,16 @@ class _Draining:
         self._probe.leave()
 
 
-def _agree(steps: list[TracedStep]) -> tuple[TracedStep, list[str]]:
-    """The step whose kernel count is the most common, the last of them, and a note when the steps disagree."""
+def agreed(steps: list[TracedStep]) -> tuple[TracedStep, list[str]]:
+    """Of the steps whose kernel count is the most common, the one of middle device time; and a note when counts differ.
+
+    Not the first or the last whatever it took: another program on the device can stretch a step's kernels.
+    """
     counts = [len(step.activities) for step in steps]
     common = collections.Counter(counts).most_common(1)[0][0]
-    chosen = [step for step in steps if len(step.activities) == common][-1]
+    alike = [step for step in steps if len(step.activities) == common]
+    alike.sort(key=lambda step: math.fsum(activity.duration_us for activity in step.activities))
+    chosen = alike[(len(alike) - 1) // 2]
     if len(set(counts)) == 1:
         return chosen, []
     return chosen, [f"traced steps differ in device activities ({', '.join(map(str, counts))}): data-dependent work"]
