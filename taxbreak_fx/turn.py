@@ -1,8 +1,8 @@
 """One review at a time runs anything on a device: others start, or compile, meanwhile.
 
-Two reviews on one GPU, as on a shared runner, would else share its time: a GPU gives each process some 2 ms by turns,
-which stood in T_wall, in kernels' times and before graphs' first nodes (H200, 2026-11-23: a traced step of 13.6 ms
-that takes 9.3, a first node after 1,975 µs instead of 18) while only what was timed was kept apart, and not the models
+Two reviews on one GPU, as on a shared runner, would else share its time: a GPU gives each process 1 to 2 ms by turns,
+which stood in T_wall, in kernels' times and before graphs' first nodes (H200, 2026-11-23: kernels of 1.7 ms among like
+ones of 0.09, a first node after 1,975 µs instead of 18) while only what was timed was kept apart, and not the models
 built and the steps warmed up beside it.  The lock is advisory and of this machine; it is released by the kernel when
 its process ends, however it ends.
 """
