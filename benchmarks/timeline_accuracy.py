@@ -10,7 +10,8 @@ no variant is measured that has to be compiled; with --jobs, cases are built and
 where they time).  With --journals every stage's result stays under FOLDER/CASE/journal; --again makes the rows anew
 from there, without a GPU.
 The constants of a case are of its own calibration, and nothing is fitted to the steps.
-Writes OUT/timeline_accuracy.json = {claim, goal, unit, value, met, not_run, machine, rows}.
+Writes the reviews that it measured to OUT/timeline-CASE.json, and
+OUT/timeline_accuracy.json = {claim, goal, unit, value, met, not_run, machine, rows}.
 """
 
 from __future__ import annotations
@@ -211,7 +212,10 @@ def main() -> None:
             known = reviewed(name, options.out)
             if known is not None:
                 return known
-            return again(request, folder) if options.again else measure(name, request, folder)
+            review = again(request, folder) if options.again else measure(name, request, folder)
+        if review is not None:
+            review.save(options.out / f"timeline-{name}.json")
+        return review
 
     with mock.patch.object(supervisor, "plan", without_frame), ThreadPoolExecutor(options.jobs) as pool:
         running = {pool.submit(case, name): name for name in (CASES if options.only is None else options.only)}

@@ -140,6 +140,24 @@ class Scene:
 
         return self.gain_us(timeline, lambda item: _with_pieces(item, spared))
 
+    def exposed_beyond_us(self, variant: Variant, nodes: Sequence[Node], host: float, device: float) -> float | None:
+        """What T_wall loses when the lines and families of ``nodes`` keep only these shares of their host and device
+        time; None without a timeline."""
+        timeline = self.timeline(variant)
+        if isinstance(timeline, str):
+            return None
+        keys = {(node.source, node.family) for node in nodes}
+
+        def kept(item: Item) -> Item:
+            if (item.source, item.family) not in keys:
+                return item
+            own = msgspec.structs.replace(
+                item, ft_us=item.ft_us * host, ct_us=item.ct_us * host, launch_us=item.launch_us * host
+            )
+            return _with_pieces(own, lambda piece: Piece(us=piece.us * device, family=piece.family))
+
+        return self.gain_us(timeline, kept)
+
     def exposed_launches_us(self, timeline: Timeline) -> float:
         """What T_wall loses without the host time at launches of single kernels and copies."""
 

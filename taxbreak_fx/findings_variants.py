@@ -211,19 +211,9 @@ def slow_sdpa(scene: Scene) -> Iterator[Seen]:
         if there
         else {}
     )
-    device = saved.get("device_us")
-    if device is None and seen.device_active_us is not None and base.device_active_us is not None:
-        device = seen.device_active_us - base.device_active_us
-    timeline = scene.timeline(seen)
     yield Seen(
         seen,
-        Cost(
-            exposed_us=None if device is None else scene.exposed_device_us(seen, device),
-            host_us=saved["ft_us"] + saved["ct_us"] if saved else None,
-            device_us=device,
-            why=timeline if isinstance(timeline, str) else "",
-            basis="simulated with that much less device time",
-        ),
+        _beyond_fused(scene, seen, there, own) if there else _beyond_device(scene, base, seen),
         evidence,
         # Passing no mask is not enough: traced, transformers 5.17 builds one for bidirectional attention all the same.
         "register the attention under a name for which no mask is built (docs/rules/slow-sdpa.md), or keep the fused "
@@ -235,6 +225,36 @@ def slow_sdpa(scene: Scene) -> Iterator[Seen]:
         Saving(saved, "measured") if saved else None,
         keep=True,
         key="sdpa",
+    )
+
+
+def _beyond_fused(scene: Scene, variant: Variant, there: list[Node], own: list[Node]) -> Cost:
+    """What ``there``, the nodes of the fallback in ``variant``, cost beyond ``own``, those of the fused kernels."""
+    host, own_host = (sum(scene.host_us(node) or 0.0 for node in nodes) for nodes in (there, own))
+    device, own_device = _device(there), _device(own)
+    timeline = scene.timeline(variant)
+    return Cost(
+        exposed_us=scene.exposed_beyond_us(
+            variant, there, own_host / host if host else 1.0, own_device / device if device else 1.0
+        ),
+        host_us=host - own_host,
+        device_us=device - own_device,
+        why=timeline if isinstance(timeline, str) else "",
+        basis="simulated with eager's host and device time at that line",
+    )
+
+
+def _beyond_device(scene: Scene, base: Variant, variant: Variant) -> Cost:
+    """What the device time that ``variant`` has beyond ``base`` costs: its lines are not known."""
+    if variant.device_active_us is None or base.device_active_us is None:
+        return Cost(why="device time was not measured")
+    more = variant.device_active_us - base.device_active_us
+    timeline = scene.timeline(variant)
+    return Cost(
+        exposed_us=scene.exposed_device_us(variant, more),
+        device_us=more,
+        why=timeline if isinstance(timeline, str) else "",
+        basis="simulated with that much less device time",
     )
 
 

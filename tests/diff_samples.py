@@ -8,11 +8,15 @@ from typing import Any
 import msgspec
 from sample_review import AUTHOR_FILE, interval, node
 
+from taxbreak_fx.breakdown_timeline import Built, exposed_of
 from taxbreak_fx.diff_types import Diff
 from taxbreak_fx.finding import Finding
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.timeline import Work
+from taxbreak_fx.timeline_store import restored, stored
 from taxbreak_fx.variant_record import Node
+from taxbreak_fx.whatif_timeline import on_faster_host
 
 replace = msgspec.structs.replace
 EVERY_GATE = [
@@ -65,8 +69,10 @@ def on_slower_host(review: Review, factor: float, device: float = 1.0) -> Review
         host, wall = variant.t_host_us, variant.t_wall_us
         idle = wall.median - host.median  # what is not the host's does not slow down
         moved = (host.median * factor + idle) / wall.median
+        simulated = slower_timeline(variant, factor, device, wall.median * moved)
         return replace(
             variant,
+            **simulated,
             t_wall_us=interval(wall.median * moved, wall.low * moved, wall.high * moved),
             t_host_us=interval(host.median * factor, host.low * factor, host.high * factor),
             issue_us=variant.issue_us and variant.issue_us * factor,
@@ -87,6 +93,22 @@ def on_slower_host(review: Review, factor: float, device: float = 1.0) -> Review
         by, old = grown[c.variant] / grown[c.base], c.wall_ratio
         comparisons.append(replace(c, wall_ratio=interval(old.median * by, old.low * by, old.high * by)))
     return replace(changed, comparisons=comparisons)
+
+
+def slower_timeline(variant: Variant, factor: float, device: float, wall_us: float) -> dict[str, Any]:
+    """What is simulated of ``variant`` on that machine; nothing where it keeps no timeline."""
+    if variant.timeline is None or variant.exposed is None or variant.exposed.latency_source is None:
+        return {}
+    timeline = on_faster_host(restored(variant.timeline), 1 / factor)
+    items = []
+    for item in timeline.items:
+        if isinstance(item.action, Work):
+            pieces = tuple(replace(piece, us=piece.us * device) for piece in item.action.pieces)
+            item = replace(item, action=replace(item.action, pieces=pieces))
+        items.append(item)
+    timeline = replace(timeline, items=tuple(items))
+    built = Built(timeline, variant.exposed.latency_source, variant.exposed.notes)
+    return {"timeline": stored(timeline), "exposed": exposed_of(built, wall_us)}
 
 
 def real(found: Diff) -> list[tuple[str | None, str]]:

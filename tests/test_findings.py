@@ -163,6 +163,16 @@ def test_attention_that_lost_its_fused_kernel() -> None:
     assert of(committed("gpt2-prefill"), "slow-sdpa") == []
 
 
+def test_attention_that_lost_its_fused_kernel_costs_the_host_too() -> None:
+    review = committed(
+        "vit"
+    )  # an idle device: what the fallback computes longer is hidden, what it launches more is not
+    found, slower = one(review, "slow-sdpa"), one(review, "variant-worse")
+    assert found.exposed_us is not None and slower.exposed_us is not None
+    assert found.variant == slower.variant and found.exposed_us == pytest.approx(slower.exposed_us, rel=0.1)
+    assert found.severity == "error" and "host and device time at that line" in found.evidence[-1]
+
+
 def test_a_variant_that_is_worse() -> None:
     found = one(committed("bert"), "variant-worse")
     assert found.variant == "dynamo" and found.severity == "error" and found.confidence == "high"
@@ -232,11 +242,20 @@ def test_a_tensor_that_crosses() -> None:
 
 def test_old_reviews_give_raw_times_and_say_so() -> None:
     for name in SPINE:
-        for found in find(committed(name)):
+        review = committed(name)
+        old = [msgspec.structs.replace(variant, timeline=None, exposed=None) for variant in review.variants]
+        for found in find(msgspec.structs.replace(review, variants=old)):
             if found.rule in ("variant-worse", "device-bound") and found.exposed_us is not None:
                 continue  # a measured difference of wall times needs no simulation
             assert found.exposed_us is None and found.share is None
             assert "is not known" in found.evidence[-1] and found.severity != "error"
+
+
+def test_reviews_that_keep_timelines_tell_what_is_exposed() -> None:
+    kept = [name for name in SPINE if all(variant.timeline is not None for variant in committed(name).variants)]
+    assert "vit" in kept
+    for name in kept:
+        assert all(found.exposed_us is not None and found.share is not None for found in find(committed(name)))
 
 
 # --- exposed costs --------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from taxbreak_fx.machine import LaunchPath
 from taxbreak_fx.record import Percentiles
 from taxbreak_fx.recording import LaunchFloor
 from taxbreak_fx.report import content, text
-from taxbreak_fx.stages import Outcome, Stage, with_floor
+from taxbreak_fx.stages import MOST_TRACED, Outcome, Stage, with_floor
 
 two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core that watches for the flag")
 
@@ -341,6 +341,18 @@ def test_the_traced_floors_reach_the_machine_or_leave_their_reasons() -> None:
     none = with_floor(machine(), lost, "cuda").calibration
     assert none.launch_path.unmeasured["t_sys_bare_us"] == none.unmeasured["t_sys_us"] == "killed"
     assert none.launch_path.flag_us is not None
+
+
+@pytest.mark.parametrize(("traced", "kept"), [(MOST_TRACED, True), (57.0, False)])
+def test_a_floor_traced_beside_another_program_is_none(traced: float, kept: bool) -> None:
+    untraced = machine().calibration.launch_path.t_sys_untraced_us
+    assert untraced is not None
+    p50 = traced * untraced.p50
+    floor = LaunchFloor(t_sys_us=Percentiles(p5=1.0, p50=p50, p95=2 * p50, samples=4), failure=None, bare_us=None)
+    outcome = Outcome(stage=Stage(kind="floor"), seconds=1.0, result=msgspec.Raw(msgspec.json.encode(floor)))
+    found = with_floor(machine(), outcome, "cuda").calibration
+    assert (found.t_sys_us is not None) == kept
+    assert ("another program ran on the device" in found.unmeasured.get("t_sys_us", "")) == (not kept)
 
 
 # --- the arithmetic -------------------------------------------------------------------------------------------------

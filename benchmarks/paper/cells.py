@@ -2,7 +2,8 @@
 
 A cell is model × phase × batch × seq_len × experts × attention × variants.  Its review is FOLDER/paper/NAME.json; one
 whose eager step cannot be measured leaves NAME.failed.json with the reason.  A committed review of the same step in the
-same variants (FOLDER/spine-*.json) answers a cell as well, as far as it goes: those of schema 2.0 hold no timeline.
+same variants (FOLDER/spine-*.json, FOLDER/timeline-*.json) answers a cell as well, as far as it goes: those of schema
+2.0 hold no timeline.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class Cell(NamedTuple):
         """Eager first."""
         return self.request.variants
 
+    @property
+    def alone(self) -> Cell:
+        """The same without other variants than eager: more reviews answer it."""
+        return self._replace(request=msgspec.structs.replace(self.request, variants=EAGER))
+
 
 class Found(NamedTuple):
     """A cell's review with its file, or the reason why there is none."""
@@ -63,6 +69,11 @@ class Found(NamedTuple):
     def complete(self) -> bool:
         """Whether the review can also tell what the device does not hide: those of schema 2.0 cannot."""
         return self.review is not None and all(v.exposed is not None for v in self.review.variants if v.status == "ok")
+
+    def simulated(self, wanted: Cell) -> bool:
+        """Whether the review keeps a timeline of each of the cell's variants that ran."""
+        ran = [] if self.review is None else [v for v in self.review.variants if v.status == "ok"]
+        return all(variant.timeline is not None for variant in ran if variant.name in wanted.variants)
 
 
 def cell(
@@ -192,7 +203,8 @@ class Store:
 
     def __init__(self, folder: Path = RESULTS) -> None:
         self.folder = folder
-        self.committed = {path.name: Review.load(path) for path in sorted(folder.glob("spine-*.json"))}
+        paths = [path for of in ("spine", "timeline") for path in sorted(folder.glob(f"{of}-*.json"))]
+        self.committed = {path.name: Review.load(path) for path in paths}
         self.used: dict[str, Review] = {}
 
     def path(self, wanted: Cell) -> Path:
@@ -209,14 +221,17 @@ class Store:
         if self.path(wanted).exists() and Review.load(self.path(wanted)).variant("eager").kernels is None:
             self.path(wanted).unlink()
 
-    def find(self, wanted: Cell) -> Found:
-        """The review that was measured for the cell, else a committed one that answers it, else the reason."""
+    def find(self, wanted: Cell, simulated: bool = False) -> Found:
+        """The review that was measured for the cell, else a committed one that answers it, else the reason.
+
+        ``simulated``: rather one that keeps timelines.
+        """
         own = self.path(wanted)
         if own.exists():
             return Found(Review.load(own), None, f"paper/{own.name}")
-        for name, review in self.committed.items():
-            if answers(review, wanted):
-                return Found(review, None, name)
+        known = [Found(review, None, name) for name, review in self.committed.items() if answers(review, wanted)]
+        if known:
+            return next((found for found in known if simulated and found.simulated(wanted)), known[0])
         if self.failure(wanted).exists():
             return Found(None, str(msgspec.json.decode(self.failure(wanted).read_bytes())["reason"]))
         return Found(None, "not run yet")
