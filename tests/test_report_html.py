@@ -78,7 +78,7 @@ def test_markdown_keeps_githubs_limit_and_says_what_is_missing() -> None:
 TAGS = {
     "html", "head", "meta", "title", "style", "body", "a", "header", "h1", "h2", "h3", "p", "button", "nav", "ul", "li",
     "main", "section", "dl", "div", "dt", "dd", "strong", "span", "figure", "label", "input", "output", "table",
-    "caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "svg", "g", "text", "rect",
+    "caption", "thead", "tbody", "tr", "th", "td", "details", "summary", "svg", "g", "text", "path", "line",
     "select", "canvas", "code", "small", "footer", "script",
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -21,9 +22,10 @@ from taxbreak_fx.report import html as page_module
 from taxbreak_fx.report.html import MAX_BYTES, TIMELINE_BYTES, html
 from taxbreak_fx.report.lanes import DeviceSpan, HostSpan, lanes
 from taxbreak_fx.report.listing import MAX_FILE, listings
+from taxbreak_fx.report.plots import VARIABLES, waterfall_chart
 from taxbreak_fx.report.summary import best, facts, sentences
 from taxbreak_fx.report.timeline_data import timelines
-from taxbreak_fx.report.waterfall import REST, WALL, changes, path, path_table, picture
+from taxbreak_fx.report.waterfall import REST, WALL, Bar, Line, changes, chart_lines, path, path_table, terms_of
 from taxbreak_fx.timeline import Hold, Sync, Timeline, Work, simulate
 from taxbreak_fx.timeline_store import stored
 from taxbreak_fx.variant_record import Exposed
@@ -151,13 +153,40 @@ def test_the_way_names_its_terms_only_where_they_add_up() -> None:
 
 
 @pytest.mark.parametrize("make", [full_review, ladder, sample_review, cpu_review])
-def test_the_picture_holds_all_bars_in_their_place(make: Callable[[], Review]) -> None:
-    drawn = picture(make())
-    assert drawn is not None
-    for line in drawn.lines:
-        assert 0 < line.y < drawn.height
-        assert all(bar.x >= 250 and bar.width >= 0 and bar.x + bar.width <= 850.001 for bar in line.bars)
-    assert {bar.term for line in drawn.lines for bar in line.bars} == {term for term, _ in drawn.terms}
+def test_the_charts_bars_lead_from_wall_to_wall(make: Callable[[], Review]) -> None:
+    lines, stands = chart_lines(make()), path(make())
+    totals = [line for line in lines if line.total]
+    assert [line.name for line in totals] == [stand.name for stand in stands]
+    for line, stand in zip(totals, stands, strict=True):
+        assert line.bars[0].begin_us == 0.0 and line.bars[-1].end_us >= stand.wall_us - 1e-9
+        assert all(one.end_us == other.begin_us for one, other in itertools.pairwise(line.bars))
+    assert all(0.0 <= bar.begin_us <= bar.end_us for line in lines for bar in line.bars)
+    assert {bar.term for line in lines for bar in line.bars} == {term for term, _ in terms_of(lines)}
+
+
+def texts_of(chart: str) -> list[str]:
+    return [text.text or "" for text in ElementTree.fromstring(chart).iter("text")]
+
+
+def test_the_chart_shows_every_row_and_bar() -> None:
+    lines = chart_lines(ladder())
+    drawn = str(waterfall_chart(lines))
+    shown = texts_of(drawn)
+    for line in lines:
+        assert line.name in shown and line.value in shown
+    assert drawn.count('aria-roledescription="bar"') == sum(len(line.bars) for line in lines)
+    assert {f"var(--{VARIABLES[term]})" for term, _ in terms_of(lines)} == set(
+        re.findall(r"var\(--(?!ink|soft|rule)\w+\)", drawn)
+    )
+
+
+def test_a_chart_is_inert_whatever_its_rows_are_called() -> None:
+    hostile = "</text></svg><script>alert(1)</script>\" onload=\"alert(2) datum.x ' + parent.location + '"
+    drawn = str(waterfall_chart([Line(hostile, hostile, [Bar(0.0, 5.0, hostile)], True)]))
+    root = ElementTree.fromstring(drawn)  # whole, so nothing closed it early
+    assert {one.tag for one in root.iter()} <= {"svg", "g", "path", "line", "text", "rect"}
+    assert not [name for one in root.iter() for name in one.attrib if name.startswith("on") or "href" in name]
+    assert any(text.startswith("</text></svg><script>") for text in texts_of(drawn))  # cut where it is too long
 
 
 def test_the_headline_says_what_it_knows_and_why_not() -> None:

@@ -19,6 +19,7 @@ from taxbreak_fx.report import content, findings, summary, waterfall
 from taxbreak_fx.report import format as fmt
 from taxbreak_fx.report.format import MISSING, plain
 from taxbreak_fx.report.listing import HEAD, listings
+from taxbreak_fx.report.plots import waterfall_chart
 from taxbreak_fx.report.tables import Table
 from taxbreak_fx.report.timeline_data import timelines
 
@@ -63,7 +64,7 @@ def _page(review: Review, source: bool, drawn: bool) -> str:
     tables, notes = content.page(review)
     timeline, missing = timelines(review, TIMELINE_BYTES if drawn else 0)
     listed, files = listings(review, source)
-    path = waterfall.path(review)
+    path, lines = waterfall.path(review), waterfall.chart_lines(review)
     return environment.get_template(TEMPLATE).render(
         assets=_assets(),
         model=model,
@@ -81,7 +82,8 @@ def _page(review: Review, source: bool, drawn: bool) -> str:
             for one in review.findings[:MAX_ROWS]
         ],
         finding_table=_limited(findings.findings_table(review)),
-        picture=waterfall.picture(review),
+        chart=waterfall_chart(lines) if lines else None,
+        terms=waterfall.terms_of(lines),
         path_table=waterfall.path_table(review),
         path_title=waterfall.title(path) if path else "",
         variants=_limited(tables[0]),

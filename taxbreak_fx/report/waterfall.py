@@ -1,4 +1,4 @@
-"""From eager to the best variant, step by step and term by term, as numbers and as the bars of a picture.
+"""From eager to the best variant, step by step and term by term, as numbers and as the bars of a chart.
 
 Where a step could be simulated, its terms are those of ordered removal (``Exposed.waterfall``): they add up to the
 simulated T_wall, so the differences between two variants add up to the difference of their walls.  On the CPU, where
@@ -7,7 +7,6 @@ host and device are one thread, the raw terms do so, with the rest.  Else only t
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 from taxbreak_fx.model import Review, Variant
@@ -21,8 +20,6 @@ from taxbreak_fx.report.tables import Column, Table, table
 LADDER = ("eager", "dynamo", "inductor", "reduce-overhead")
 REST, WALL = "rest", "wall"
 LABELS = {**TERM_LABELS, REST: "not in any term", WALL: "wall time"}
-# In the picture's own units: where the bars begin, how long the longest is, how high a row.
-LEFT, WIDTH, ROW = 250.0, 600.0, 26.0
 
 
 class Stand(NamedTuple):
@@ -35,31 +32,20 @@ class Stand(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A rectangle: ``term`` names its colour; ``y`` is of its row."""
+    """From where to where it reaches, in microseconds; ``term`` names its colour."""
 
-    x: float
-    y: float
-    width: float
+    begin_us: float
+    end_us: float
     term: str
 
 
 class Line(NamedTuple):
-    """A row of the picture: its name, its value, its bars; ``total`` for a variant, not a change."""
+    """A row of the chart: its name, its value as shown, its bars; ``total`` for a variant, not a change."""
 
-    y: float
     name: str
     value: str
-    value_x: float
     bars: list[Bar]
     total: bool
-
-
-class Picture(NamedTuple):
-    """Rows, height, and the terms that occur, in order, with their labels."""
-
-    lines: list[Line]
-    height: float
-    terms: list[tuple[str, str]]
 
 
 def path(review: Review) -> list[Stand]:
@@ -147,45 +133,42 @@ def origin(review: Review, stands: list[Stand]) -> str:
     )
 
 
-def picture(review: Review) -> Picture | None:
-    """The bars from the slowest wall on the left edge's scale; None where no variant was measured."""
+def chart_lines(review: Review) -> list[Line]:
+    """Every variant on the way as the sum of its terms, and between two of them what each term adds or removes.
+
+    None where no variant took any time.
+    """
+    found: list[Line] = []
     stands = path(review)
-    # Changes may reach beyond both walls on their way.
-    reach = [stand.wall_us for stand in stands]
-    for before, after in itertools.pairwise(stands):
-        at = before.wall_us
-        for delta in changes(before, after).values():
-            at += delta
-            reach.append(at)
-    if not stands or max(reach) <= 0:
-        return None
-    scale = WIDTH / max(reach)
-    lines: list[Line] = []
+    if max((stand.wall_us for stand in stands), default=0.0) <= 0:
+        return found
     for index, stand in enumerate(stands):
         if index:
-            _steps(lines, stands[index - 1], stand, scale)
-        _total(lines, stand, scale)
-    seen = dict.fromkeys(bar.term for line in lines for bar in line.bars)
-    terms = [(name, LABELS.get(name, plain(name))) for name in LABELS if name in seen]
-    return Picture(lines, len(lines) * ROW + 8, terms)
+            found += _steps(stands[index - 1], stand)
+        found.append(_total(stand))
+    return found
 
 
-def _total(lines: list[Line], stand: Stand, scale: float) -> None:
-    y, x = len(lines) * ROW + 4, LEFT
-    bars = []
+def terms_of(lines: list[Line]) -> list[tuple[str, str]]:
+    """The terms that occur, in order, with their labels."""
+    seen = {bar.term for line in lines for bar in line.bars}
+    return [(name, label) for name, label in LABELS.items() if name in seen]
+
+
+def _total(stand: Stand) -> Line:
+    at, bars = 0.0, []
     for term, us in stand.terms.items():
         if us > 0:
-            bars.append(Bar(x, y, us * scale, term))
-            x += us * scale
-    lines.append(Line(y, plain(stand.name), f"{fmt.ms(stand.wall_us)} ms", x + 8, bars, True))
+            bars.append(Bar(at, at + us, term))
+            at += us
+    return Line(plain(stand.name), f"{fmt.ms(stand.wall_us)} ms", bars, True)
 
 
-def _steps(lines: list[Line], before: Stand, after: Stand, scale: float) -> None:
-    at = before.wall_us
+def _steps(before: Stand, after: Stand) -> list[Line]:
+    at, found = before.wall_us, []
     for term, delta in changes(before, after).items():
         if delta:
-            y, low = len(lines) * ROW + 4, max(0.0, min(at, at + delta))
-            bar = Bar(LEFT + low * scale, y, abs(delta) * scale, term)
-            label = LABELS.get(term, plain(term))
-            lines.append(Line(y, label, f"{fmt.change(delta)} ms", bar.x + bar.width + 8, [bar], False))
+            bar = Bar(max(0.0, min(at, at + delta)), max(at, at + delta), term)
+            found.append(Line(LABELS.get(term, plain(term)), f"{fmt.change(delta)} ms", [bar], False))
         at += delta
+    return found
