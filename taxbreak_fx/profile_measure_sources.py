@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from taxbreak_fx.dry_run import dry_run, record_apart
 from taxbreak_fx.errors import CaptureError, UsageError
 from taxbreak_fx.model import Review
+from taxbreak_fx.predicted import DryRun
 from taxbreak_fx.profile_measure_reviews import Source, title
 from taxbreak_fx.request import ReviewRequest
 
@@ -34,7 +35,7 @@ def request_of(review: Review) -> ReviewRequest:
 def sources_of(reviews: Sequence[Review], begin: Callable[[str], None]) -> list[Source]:
     """Each review with its step as recorded and as planned; ``begin`` is told before each.
 
-    A step that cannot be planned has no plan.  Raises as ``request_of`` and ``dry_run.record_apart`` do.
+    A step that cannot be planned, or need not be, has no plan.  Raises as ``request_of`` and ``dry_run.record_apart``.
     """
     found = []
     for number, review in enumerate(reviews):
@@ -42,12 +43,19 @@ def sources_of(reviews: Sequence[Review], begin: Callable[[str], None]) -> list[
         begin(stage(number, RECORDED))
         step = record_apart(request)
         begin(stage(number, PLANNED))
-        try:
-            plan = dry_run(request)
-        except CaptureError:
-            plan = None  # only the number of guards is taken from it, and the profile says where that is missing
-        found.append(Source(review, step, plan))
+        found.append(Source(review, step, _plan(review, request)))
     return found
+
+
+def _plan(review: Review, request: ReviewRequest) -> DryRun | None:
+    """What Inductor would do, where the review ran it: only the number of guards is taken from it, and the profile says
+    where that is missing."""
+    if not any(variant.name == "inductor" and variant.status == "ok" for variant in review.variants):
+        return None
+    try:
+        return dry_run(request)
+    except CaptureError:
+        return None
 
 
 def stage(number: int, what: str) -> str:
