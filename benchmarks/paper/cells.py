@@ -247,6 +247,10 @@ class Store:
         self.used[found.file] = found.review
         return found.review, variant
 
+    def compiled(self) -> dict[str, Review]:
+        """The reviews among ``reviews`` that hold compiled variants."""
+        return {name: review for name, review in self.reviews().items() if "inductor" in _names(review)}
+
     def reviews(self) -> dict[str, Review]:
         """Every review under the folder by file name: those of cells, and committed ones that none of them renews."""
         paths = [path for path in sorted((self.folder / "paper").glob("*.json")) if _is_review(path)]

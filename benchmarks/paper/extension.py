@@ -125,8 +125,8 @@ def compute(store: Store) -> Claim:
     """The table from every review that has compiled variants."""
     rows: list[Row] = []
     answered: dict[str, int] = {}
-    for name, review in store.reviews().items():
-        if review.step.device == "cuda" and len(review.variants) > 1:
+    for name, review in store.compiled().items():
+        if review.step.device == "cuda":
             store.used[name] = review
             rows += rows_of(short(name), review)
     needed = []

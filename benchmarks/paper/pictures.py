@@ -1,51 +1,85 @@
-"""The four pictures of docs/results.md, drawn from FOLDER/paper_extension.json: SVG on a white ground, so that a dark
-page shows them as a light one does."""
+"""The pictures of docs/results.md and docs/paper.md, from their claims' rows: described with altair and drawn by
+vl-convert as SVG on a white ground, so that a dark page shows them as a light one does."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-INK, PALE = "#1f2328", "#d0d7de"
+import altair as alt
+import vl_convert
+
 TERMS = {"ft_ms": ("ΔFT", "#d1603d"), "ct_ms": ("ΔCT", "#8250df"), "kt_ms": ("ΔKT", "#bf8700"),
          "device_ms": ("device active", "#2d7d46")}  # fmt: skip
 COLOURS = {"eager": "#57606a", "dynamo": "#bf8700", "inductor": "#d1603d", "reduce-overhead": "#0969da",
            "cudagraphs": "#8250df", "eager-graph": "#2d7d46"}  # fmt: skip
+WAYS = {"fusion": COLOURS["inductor"], "CUDA graphs": COLOURS["eager-graph"], "remains": COLOURS["eager"]}
 SHOWN = ("eager", "inductor", "reduce-overhead", "eager-graph")
-LEFT, LENGTH, WIDTH, TOP = 310.0, 440.0, 1060.0, 66.0
-NOTES = LEFT + 1.3 * LENGTH + 8  # where the notes of bars stand that may be longer than eager's
+# In pixels: the plot's width, a row of bars or dots, and what lies around the plot.
+WIDTH, ROW, AROUND = 440, 18, {"left": 310, "right": 310, "top": 78, "bottom": 48}
 Facts = Mapping[str, Any]
 
 
-def _page(title: str, height: float, legend: Mapping[str, str], body: Sequence[str]) -> str:
-    head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {height:g}" font-family="sans-serif" '
-        'font-size="12" role="img">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH:g}" height="{height:g}" fill="#ffffff"/>',
-        _text(12, 22, title, size=15),
-    ]
-    x = 12.0
-    for label, colour in legend.items():
-        head += [_rect(x, 36, 12, 12, colour), _text(x + 17, 46, label)]
-        x += 40 + 7.2 * len(label)
-    return "\n".join([*head, *body, "</svg>", ""])
+class Row(NamedTuple):
+    """A row of stacked bars: its name, its parts by label as shares, and the words behind them."""
+
+    name: str
+    parts: Mapping[str, float]
+    words: str
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", size: int = 12) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{INK}">{escape(words)}</text>'
+def _svg(chart: Any, title: str, height: float) -> str:
+    """The chart as a file of its own; its size is fixed, since other programs' letters are of other widths."""
+    left = 12 - AROUND["left"]
+    whole = chart.properties(
+        title=alt.TitleParams(title, anchor="start", frame="group", fontSize=15, fontWeight="normal", dx=left),
+        width=WIDTH, height=height, padding=AROUND, background="#ffffff", autosize=alt.AutoSizeParams(type="none"),
+    )  # fmt: skip
+    styled = whole.configure(font="sans-serif").configure_view(stroke=None).configure_text(fontSize=12, fill="#1f2328")
+    axis = {"gridColor": "#d0d7de", "domainColor": "#d0d7de", "tickColor": "#d0d7de", "labelFontSize": 11}
+    styled = styled.configure_axis(labelColor="#1f2328", titleFontWeight="normal", labelLimit=AROUND["left"], **axis)
+    return str(vl_convert.vegalite_to_svg(styled.to_dict())) + "\n"
+
+
+def _coloured(field: str, colours: Mapping[str, str]) -> alt.Color:
+    scale = alt.Scale(domain=list(colours), range=list(colours.values()))
+    return alt.Color(field, scale=scale, legend=alt.Legend(orient="top", title=None, columns=len(colours)))
+
+
+def _bars(title: str, rows: Sequence[Row], colours: Mapping[str, str]) -> str:
+    """Stacked bars from 0, in the order of ``rows`` and of each row's parts."""
+    bars, words = [], []
+    for number, row in enumerate(rows):
+        at = 0.0
+        for part, share in row.parts.items():
+            bars.append({"row": number, "begin": at, "end": at + max(share, 0.0), "part": part})
+            at += max(share, 0.0)
+        words.append({"row": number, "name": row.name, "words": row.words, "end": at})
+    y = alt.Y("row:O", axis=None, scale=alt.Scale(domain=list(range(len(rows)))))
+    share = alt.Axis(format="%", title=None)
+    drawn = alt.Chart(alt.InlineData(values=bars)).mark_bar(height=ROW - 4)
+    told = alt.Chart(alt.InlineData(values=words)).encode(y=y)
+    chart = alt.layer(
+        drawn.encode(x=alt.X("begin:Q", axis=share), x2="end:Q", y=y, color=_coloured("part:N", colours)),
+        told.mark_text(align="right", dx=-8).encode(x=alt.value(0), text="name:N"),
+        told.mark_text(align="left", dx=6).encode(x=alt.X("end:Q", axis=share), text="words:N"),
     )
+    return _svg(chart, title, ROW * len(rows))
 
 
-def _rect(x: float, y: float, width: float, height: float, colour: str) -> str:
-    return f'<rect x="{x:.2f}" y="{y:.1f}" width="{max(width, 0.0):.2f}" height="{height:g}" fill="{colour}"/>'
-
-
-def _dot(x: float, y: float, colour: str, label: str) -> str:
-    return f'<circle cx="{x:.2f}" cy="{y:.1f}" r="5" fill="{colour}"><title>{escape(label)}</title></circle>'
+def _dots(title: str, found: Mapping[str, Mapping[str, float]], x: alt.X, shown: Mapping[str, str]) -> str:
+    """One row per case, one dot per variant, at the field ``value``."""
+    values = [
+        {"case": case, "variant": name, "value": value, "words": f"{name} {value:,.3g}"}
+        for case, variants in found.items()
+        for name, value in variants.items()
+    ]
+    y = alt.Y(
+        "case:N", title=None, sort=list(found), axis=alt.Axis(grid=False, ticks=False, domain=False, labelPadding=8)
+    )
+    dots = alt.Chart(alt.InlineData(values=values)).mark_circle(size=80, opacity=1.0)
+    chart = dots.encode(x=x, y=y, color=_coloured("variant:N", shown), description="words:N")
+    return _svg(chart, title, (ROW + 4) * len(found))
 
 
 def cases(rows: Sequence[Facts]) -> dict[str, dict[str, Facts]]:
@@ -59,25 +93,15 @@ def cases(rows: Sequence[Facts]) -> dict[str, dict[str, Facts]]:
 
 def terms(rows: Sequence[Facts]) -> str:
     """Host terms and device time of the main variants, as shares of eager's sum."""
-    body, y = [], TOP
+    bars = []
     for case, variants in cases(rows).items():
         whole = _sum(variants["eager"]["facts"]["terms"])
-        shown = [name for name in SHOWN if name in variants]
-        if whole is None:
-            continue
-        y += 6
-        body.append(_text(LEFT - 120, y + 11, case, "end"))
-        for name in shown:
-            parts, x = variants[name]["facts"]["terms"], LEFT
-            body.append(_text(LEFT - 8, y + 11, name, "end"))
-            for term, (_, colour) in TERMS.items():
-                width = LENGTH * max(parts[term] or 0.0, 0.0) / whole
-                body.append(_rect(x, y, width, 13, colour))
-                x += width
+        for name in (name for name in SHOWN if name in variants and whole):
+            parts = variants[name]["facts"]["terms"]
             total = _sum(parts)
-            body.append(_text(x + 6, y + 11, "–" if total is None else f"{total:,.2f} ms"))
-            y += 16
-    return _page("ΔFT, ΔCT, ΔKT and device time per step, as shares of eager's", y + 10, dict(TERMS.values()), body)
+            shares = {label: (parts[term] or 0.0) / whole for term, (label, _) in TERMS.items()}
+            bars.append(Row(f"{case} · {name}", shares, "–" if total is None else f"{total:,.2f} ms"))
+    return _bars("ΔFT, ΔCT, ΔKT and device time per step, as shares of eager's", bars, dict(TERMS.values()))
 
 
 def _sum(parts: Facts) -> float | None:
@@ -87,15 +111,18 @@ def _sum(parts: Facts) -> float | None:
 
 def index(rows: Sequence[Facts]) -> str:
     """HDBI of every variant, 0 to 1."""
-    body, y = list(_axis([0, 0.25, 0.5, 0.75, 1], lambda value: LEFT + LENGTH * value, "{:g}", rows)), TOP + 14
-    for case, variants in cases(rows).items():
-        body.append(_text(LEFT - 12, y + 4, case, "end"))
-        for name, row in variants.items():
-            value = row["facts"]["terms"]["hdbi"]
-            if value is not None:
-                body.append(_dot(LEFT + LENGTH * value, y, COLOURS[name], f"{name} {value:.3f}"))
-        y += 22
-    return _page("HDBI of each variant: host-bound on the left, device-bound on the right", y + 4, COLOURS, body)
+    known = {
+        case: {name: row["facts"]["terms"]["hdbi"] for name, row in variants.items()}
+        for case, variants in cases(rows).items()
+    }
+    found = {case: {n: v for n, v in values.items() if v is not None} for case, values in known.items()}
+    x = alt.X(
+        "value:Q",
+        title=None,
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(values=[0, 0.25, 0.5, 0.75, 1], format=".2f"),
+    )
+    return _dots("HDBI of each variant: host-bound on the left, device-bound on the right", found, x, COLOURS)
 
 
 def _share(part: float) -> str:
@@ -103,63 +130,35 @@ def _share(part: float) -> str:
     return f"{whole} %".replace("-", "−")
 
 
-def _axis(ticks: Sequence[float], at: Any, form: str, rows: Sequence[Facts]) -> Iterator[str]:
-    bottom = TOP + 22 * len(cases(rows)) + 4
-    for tick in ticks:
-        yield f'<path d="M{at(tick):.1f} {TOP:g}V{bottom:g}" stroke="{PALE}"/>'
-        yield _text(at(tick), TOP - 4, form.format(tick), "middle", 11)
-
-
 def orders(rows: Sequence[Facts]) -> str:
     """Fusion first and graphs after it, and the other way round; what remains of eager's wall time."""
-    colours = {"fusion": COLOURS["inductor"], "CUDA graphs": COLOURS["eager-graph"], "remains": "#57606a"}
-    body, y = [], TOP
-    for row in rows:
-        facts = row["facts"]
-        if "fusion_after_graphs" not in facts:
-            continue
-        y += 6
-        body.append(_text(LEFT - 110, y + 11, facts["case"], "end"))
-        ways = (("fusion first", "fusion", "graphs_after_fusion"), ("graphs first", "graphs", "fusion_after_graphs"))
+    bars = []
+    ways = (("fusion first", "fusion", "graphs_after_fusion"), ("graphs first", "graphs", "fusion_after_graphs"))
+    for facts in (row["facts"] for row in rows if "fusion_after_graphs" in row["facts"]):
         for label, first, second in ways:
             if facts[first] is None or facts[second] is None:
                 continue
             one, rest = facts[first], (1 - facts[first]) * facts[second]
             kinds = ["fusion", "CUDA graphs"] if first == "fusion" else ["CUDA graphs", "fusion"]
             left = 1 - one - rest
-            body.append(_text(LEFT - 8, y + 11, label, "end"))
-            x = LEFT
-            for kind, share in zip(["remains", kinds[1], kinds[0]], (left, rest, one), strict=True):
-                body.append(_rect(x, y, LENGTH * share, 13, colours[kind]))
-                x += LENGTH * max(share, 0.0)
-            note = f"{_share(one)} + {_share(rest)}, remains {_share(left)}"
-            body.append(_text(NOTES, y + 11, note))
-            y += 16
-    return _page("What fusion and CUDA graphs remove of eager's wall time, in both orders", y + 10, colours, body)
+            words = f"{_share(one)} + {_share(rest)}, remains {_share(left)}"
+            bars.append(Row(f"{facts['case']} · {label}", {"remains": left, kinds[1]: rest, kinds[0]: one}, words))
+    return _bars("What fusion and CUDA graphs remove of eager's wall time, in both orders", bars, WAYS)
 
 
 def steps(rows: Sequence[Facts]) -> str:
     """Break-even steps of every variant that is measurably faster, on a scale of decades."""
-    counts = [row["facts"].get("breakeven_steps") for row in rows]
-    known = [count for count in counts if count]
-    if not known:
-        return _page("Break-even steps: no variant is measurably faster", TOP, {}, [])
-    low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
-
-    def at(count: float) -> float:
-        return LEFT + LENGTH * (math.log10(count) - low) / max(high - low, 1)
-
-    body = list(_axis([10**power for power in range(low, high + 1)], at, "{:,g}", rows))
-    y = TOP + 14
-    for case, variants in cases(rows).items():
-        body.append(_text(LEFT - 12, y + 4, case, "end"))
-        for name, row in variants.items():
-            count = row["facts"].get("breakeven_steps")
-            if count:
-                body.append(_dot(at(count), y, COLOURS[name], f"{name}: {count:,.0f} steps"))
-        y += 22
+    known = {
+        case: {name: row["facts"].get("breakeven_steps") for name, row in variants.items()}
+        for case, variants in cases(rows).items()
+    }
+    found = {case: {name: count for name, count in counts.items() if count} for case, counts in known.items()}
     title = "Break-even: steps after which the build is repaid (build seconds ÷ seconds saved per step)"
-    return _page(title, y + 4, {n: c for n, c in COLOURS.items() if n != "eager"}, body)
+    if not any(found.values()):
+        title = "Break-even steps: no variant is measurably faster"
+    decades = alt.Axis(format=",.0f", values=[10**power for power in range(10)])
+    x = alt.X("value:Q", title=None, scale=alt.Scale(type="log"), axis=decades)
+    return _dots(title, found, x, {name: colour for name, colour in COLOURS.items() if name != "eager"})
 
 
 HOSTS = "paper-hosts.svg"
@@ -168,33 +167,26 @@ HOSTS = "paper-hosts.svg"
 def hosts(rows: Sequence[Facts]) -> str:
     """T_Orchestration per launch of every eager step over the host score of the machine that it ran on."""
     plotted = [row for row in rows if "host_score" in row["facts"]]
-    points = sorted(
+    found = sorted(
         (float(row["facts"]["host_score"]), float(row["ours"]), str(row["what"]).partition(": ")[2]) for row in plotted
     )
+    points = [
+        {"number": str(number), "score": score, "us": us, "row": number,
+         "words": f"{number}  {name}: {us:.1f} µs, score {score:.1f}"}
+        for number, (score, us, name) in enumerate(found, 1)
+    ]  # fmt: skip
     title = "T_Orchestration per launch (µs) over the host score (loop iterations per µs), eager steps"
-    if not points:
-        return _page(f"{title}: none measured", TOP, {}, [])
-    low, high = math.floor(min(x for x, _, _ in points)), math.ceil(max(x for x, _, _ in points))
-    top, height, bottom = math.ceil(max(y for _, y, _ in points) / 5) * 5, 300.0, TOP + 300.0
-
-    def across(score: float) -> float:
-        return 60 + 560 * (score - low) / max(high - low, 1)
-
-    def up(us: float) -> float:
-        return bottom - height * us / top
-
-    body = []
-    for tick in range(0, top + 1, 5):
-        body += [f'<path d="M60 {up(tick):.1f}H640" stroke="{PALE}"/>', _text(52, up(tick) + 4, f"{tick}", "end", 11)]
-    body += [_text(across(score), bottom + 16, f"{score}", "middle", 11) for score in range(low, high + 1)]
-    for number, (score, us, name) in enumerate(points, 1):
-        words = f"{number}  {name}: {us:.1f} µs, score {score:.1f}"
-        body += [
-            _dot(across(score), up(us), COLOURS["reduce-overhead"], words),
-            _text(across(score) + 6, up(us) - 6, str(number), size=11),
-            _text(680, TOP + 16 * number, words, size=11),
-        ]
-    return _page(title, max(bottom, TOP + 16 * len(points)) + 28, {}, body)
+    height = max(300, 16 * len(points))
+    data = alt.InlineData(values=points)
+    x = alt.X("score:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(format=".0f", tickMinStep=1))
+    y = alt.Y("us:Q", title=None, scale=alt.Scale(domainMin=0))
+    place = alt.Y("row:Q", axis=None, scale=alt.Scale(domain=[height / 16 + 1, 1], nice=False, zero=False))
+    dots = alt.Chart(data).encode(x=x, y=y)
+    names = alt.Chart(data).mark_text(align="left", dx=24).encode(x=alt.value(WIDTH), y=place, text="words:N")
+    numbered = dots.mark_circle(size=80, opacity=1.0, color=COLOURS["reduce-overhead"]) + dots.mark_text(
+        dx=10, dy=-8
+    ).encode(text="number:N")
+    return _svg(alt.layer(numbered, names).resolve_scale(y="independent"), title, height)
 
 
 PICTURES = {"results-terms.svg": terms, "results-hdbi.svg": index, "results-order.svg": orders,

@@ -119,7 +119,7 @@ def case(name: str, review: Review) -> dict[str, Any]:
 def compute(store: Store) -> Claim:
     """The claim from every review with compiled variants."""
     rows = []
-    for name, review in store.reviews().items():
+    for name, review in store.compiled().items():
         eager = review.variant("eager")
         if review.step.device != "cuda" or eager.status != "ok" or len(review.comparisons) == 0:
             continue
