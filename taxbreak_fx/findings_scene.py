@@ -102,7 +102,7 @@ class Scene:
         Where a line and family also has nodes that are not among these, its exposed cost counts by their share of host
         time: a timeline tells lines and families, not ops.
         """
-        host, device = self._summed(nodes, self.host_us), self._summed(nodes, lambda node: node.device_us)
+        host, device = self.summed(nodes, self.host_us), self.summed(nodes, lambda node: node.device_us)
         if host_share is not None:
             host, device = None if host is None else host * host_share, None
         if not self.on_device:
@@ -120,7 +120,7 @@ class Scene:
         if not found:
             return Cost(host_us=host, device_us=device, why="its lines are not in the timeline")
         everyone = [node for node in variant.nodes if (node.source, node.family) in keys]
-        part, whole = self._summed(nodes, self.host_us), self._summed(everyone, self.host_us)
+        part, whole = self.summed(nodes, self.host_us), self.summed(everyone, self.host_us)
         share = part / whole if part and whole else 1.0
         exposed = found[0].exposed_us if host_share is None else found[0].exposed_host_us * host_share
         return Cost(exposed_us=exposed * share, host_us=host, device_us=device)
@@ -174,7 +174,7 @@ class Scene:
         return simulate(timeline).wall_us - simulate(changed).wall_us
 
     @staticmethod
-    def _summed(nodes: Iterable[Node], time: Callable[[Node], float | None]) -> float | None:
+    def summed(nodes: Iterable[Node], time: Callable[[Node], float | None]) -> float | None:
         """The sum over the nodes whose time is known; None where none is."""
         known = [us for node in nodes if (us := time(node)) is not None]
         return math.fsum(known) if known else None

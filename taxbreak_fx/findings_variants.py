@@ -230,8 +230,10 @@ def slow_sdpa(scene: Scene) -> Iterator[Seen]:
 
 def _beyond_fused(scene: Scene, variant: Variant, there: list[Node], own: list[Node]) -> Cost:
     """What ``there``, the nodes of the fallback in ``variant``, cost beyond ``own``, those of the fused kernels."""
-    host, own_host = (sum(scene.host_us(node) or 0.0 for node in nodes) for nodes in (there, own))
-    device, own_device = _device(there), _device(own)
+    host, own_host = (scene.summed(nodes, scene.host_us) for nodes in (there, own))
+    device, own_device = (scene.summed(nodes, lambda node: node.device_us) for nodes in (there, own))
+    if host is None or own_host is None or device is None or own_device is None:
+        return Cost(why="host or device time of the attention was not measured")
     timeline = scene.timeline(variant)
     return Cost(
         exposed_us=scene.exposed_beyond_us(

@@ -173,6 +173,14 @@ def test_attention_that_lost_its_fused_kernel_costs_the_host_too() -> None:
     assert found.severity == "error" and "host and device time at that line" in found.evidence[-1]
 
 
+def test_attention_whose_times_are_missing_costs_an_unknown() -> None:
+    review = committed("vit")
+    nodes = [msgspec.structs.replace(n, ft_us=None, unmeasured={**n.unmeasured, "ft_us": "not clocked"})
+             for n in review.variant("dynamo").nodes]  # fmt: skip
+    found = one(with_variant(review, "dynamo", nodes=nodes), "slow-sdpa")
+    assert found.exposed_us is None and "was not measured" in found.evidence[-1]
+
+
 def test_a_variant_that_is_worse() -> None:
     found = one(committed("bert"), "variant-worse")
     assert found.variant == "dynamo" and found.severity == "error" and found.confidence == "high"

@@ -136,7 +136,7 @@ def origin(review: Review, stands: list[Stand]) -> str:
 def chart_lines(review: Review) -> list[Line]:
     """Every variant on the way as the sum of its terms, and between two of them what each term adds or removes.
 
-    None where no variant took any time.
+    Empty where no variant took any time.
     """
     found: list[Line] = []
     stands = path(review)
