@@ -235,7 +235,7 @@ def _items(
     if draft.clock is not None and not graphed:
         site_us = list(draft.clock.site_us)
     else:
-        site_us = [spans.sites_us / len(sites)] * len(sites)
+        site_us = [spans.sites_us / len(sites)] * len(sites) if sites else []  # none: all was left un-graphed
     # Noise may leave a piece below zero; no place of a step takes less than no time.
     pieces = [max(0.0, us) for us in (*site_us, spans.glue_us, spans.runtime_us or 0.0, spans.around_us or 0.0)]
     scale = issue_us / sum(pieces) if sum(pieces) else 0.0

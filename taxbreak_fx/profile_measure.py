@@ -23,7 +23,6 @@ from taxbreak_fx.hardware import Profile
 from taxbreak_fx.host_reference import reference_us
 from taxbreak_fx.interpose import Interposer
 from taxbreak_fx.profile_measure_compiled import (
-    COPIED_INPUTS,
     GRAPH_NODES,
     measure_copied_inputs,
     measure_graph,
@@ -159,8 +158,7 @@ class _Measurement:
             yield _Section(f"inductor, {title}", INDUCTOR, partial(self._inductor, inductor))
         if not cuda:
             return
-        for inputs in COPIED_INPUTS:
-            yield _Section(f"reduce-overhead, {inputs} inputs", GRAPHED, partial(self._copied, inputs))
+        yield _Section("reduce-overhead", GRAPHED, self._copied)
         yield _Section("launch floor, traced", ("launch.t_sys_traced_us", *GAPS), self._floor, traced=True)
         yield _Section("kernels of the steps", ("ops.kernels",), self._trace_steps, traced=True)
         yield _Section(
@@ -191,8 +189,8 @@ class _Measurement:
         title = "program" if fit is None else fit.name
         self._draft.compiled[title] = measure_inductor(workload, self._device, self._plan.pass_s, self._draft.launch_us)
 
-    def _copied(self, inputs: int) -> None:
-        self._draft.copied.append((inputs, measure_copied_inputs(self._device, inputs, self._plan.pass_s)))
+    def _copied(self) -> None:
+        self._draft.copied += measure_copied_inputs(self._device, self._plan.pass_s)
 
     def _graph(self, nodes: int) -> None:
         machine = self._draft.machine

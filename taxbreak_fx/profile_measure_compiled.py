@@ -24,11 +24,12 @@ from taxbreak_fx.recorders.graph_launch import FlagKernel, flagged_captures, tim
 from taxbreak_fx.recorders.in_situ import in_situ
 from taxbreak_fx.recorders.library import time_libraries
 from taxbreak_fx.recorders.timing import capture_sites, reach_sites
+from taxbreak_fx.variants import Built
 from taxbreak_fx.workload import Workload
 
 Device = Literal["cuda", "cpu"]
 TERMS = (1, 2, 4, 8, 12)  # tensors that the fused kernels of the program add up: so many arguments more
-COPIED_INPUTS = (2, 12)
+COPIED_INPUTS, COPIED_ROUNDS = (2, 12), 5
 GRAPH_NODES = (1, 10, 100, 300, 1_000)
 _REPLAYS, _WARM = 30, 3
 
@@ -171,19 +172,30 @@ def inductor_costs(measured: Sequence[tuple[CompiledStep, GuardedStep | None]]) 
     return found
 
 
-def measure_copied_inputs(device: Device, inputs: int, budget_s: float) -> float:
-    """Host time inside the graph callable around the replay, with so many inputs to copy: CUDA graph trees and the AOT
-    wrapper.  Raises ``MeasurementError`` when the step was not graphed."""
-    bench = Bench(copied_workload(device, inputs), device, budget_s)
-    built, _ = bench.build("reduce-overhead")
+def measure_copied_inputs(device: Device, budget_s: float) -> list[tuple[int, float]]:
+    """(Copied inputs, host time inside the graph callable around the replay): CUDA graph trees and the AOT wrapper.
+
+    Steps with ``COPIED_INPUTS`` inputs, in turns: a host that changes its speed between two steps measured one after
+    the other hides what a copy takes (H200, 2026-11-23).  Raises ``MeasurementError`` when a step was not graphed.
+    """
+    benches = [Bench(copied_workload(device, inputs), device, budget_s / COPIED_ROUNDS) for inputs in COPIED_INPUTS]
+    built: list[Built] = []
+    points = []
     try:
-        sites = capture_sites(bench, built).sites
-        if len(sites) != 1:
-            raise MeasurementError(f"reduce-overhead launched {len(sites)} CUDA graphs: {'; '.join(built.notes)}")
-        spans, _, _ = in_situ(bench, built, 1)
+        for bench in benches:
+            built.append(bench.build("reduce-overhead")[0])
+            launched = len(capture_sites(bench, built[-1]).sites)
+            if launched != 1:
+                notes = "; ".join(built[-1].notes)
+                raise MeasurementError(f"reduce-overhead launched {launched} CUDA graphs: {notes}")
+        for _ in range(COPIED_ROUNDS):
+            for inputs, bench, step in zip(COPIED_INPUTS, benches, built, strict=True):
+                spans, _, _ = in_situ(bench, step, 1)
+                points.append((inputs, spans.glue_us + (spans.runtime_us or 0.0)))
     finally:
-        built.release()
-    return spans.glue_us + (spans.runtime_us or 0.0)
+        for step in built:
+            step.release()
+    return points
 
 
 def cudagraph_costs(points: Sequence[tuple[int, float]], aot_us: float) -> dict[str, float]:

@@ -57,7 +57,8 @@ class Spans(Record, frozen=True, kw_only=True):
 
     ``gaps_us``: what lies before the first site, between each two, and behind the last, which is the first three again
     by place (None: not read).  ``passes_us``: every clocked step as read, with the un-instrumented T_host before and
-    after it; what is chosen among them can be judged from these.
+    after it; what is chosen among them can be judged from these.  ``faults``: pages of memory that a plain step, and a
+    clocked one, had to get from the system, in the median.
     """
 
     around_us: float | None
@@ -67,6 +68,7 @@ class Spans(Record, frozen=True, kw_only=True):
     host_us: float
     gaps_us: list[float] | None = None
     passes_us: list[tuple[float, float, float]] = []
+    faults: tuple[float, float] | None = None
 
 
 class LibrarySite(Record, frozen=True, kw_only=True):

@@ -269,6 +269,19 @@ def test_a_graphed_step_by_hand() -> None:
     assert {AROUND, BETWEEN, "graph-launch"} <= families
 
 
+def test_a_step_of_which_nothing_was_graphed_is_its_launches() -> None:
+    times = timing(
+        "reduce-overhead", sites=[], spans=spans(0.0, 70.0, host_us=100.0, around_us=30.0), graph_launch_us=0.0
+    )
+    activities = [activity(kernel_of(ADD), 200.0 + 20 * i, 10.0, launch=i) for i in range(2)]
+    traced = trace(step(activities, [launch(), launch()], sites=0), "reduce-overhead", library_calls=NO_CALLS)
+    found = built(on(recording(times, traced)))
+    assert sum(sums(found.timeline.items)) == pytest.approx(100.0)
+    result = simulate(found.timeline)
+    assert (result.host_us, result.device_us) == (pytest.approx(100.0), 20.0)
+    assert [one.action.kind for one in found.timeline.items if isinstance(one.action, Work)] == ["kernel", "kernel"]
+
+
 def test_a_graphs_latency_counts_from_the_entry_of_its_replay() -> None:
     # The replay takes 45, of which the launch call 30: the other 15 lie behind it.
     record = graphed()

@@ -87,7 +87,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "sdpa_policy",
             "target_ops",
             "fake_step",
-            "turn",
+            "heap", "turn",
             "step_whatif",
         ),
     ),

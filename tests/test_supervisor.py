@@ -275,7 +275,7 @@ class Step(torch.nn.Module):
         if here == "frame":
             os.kill(os.getpid(), signal.SIGKILL)
         if here == "inductor":
-            time.sleep(60)
+            time.sleep(600)
         return torch.relu(self.layer(x))
 
 
@@ -314,14 +314,14 @@ def request(model: str, *variants: str, **fields: Any) -> ReviewRequest:
 def test_a_crash_and_a_hang_cost_one_stage_each(factory: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    asked = request(f"{factory}:make", "inductor", "dynamo", timeout_s=20.0)
+    asked = request(f"{factory}:make", "inductor", "dynamo", timeout_s=60.0)  # a start is slow on a busy machine
     started = time.monotonic()
     review = supervise(asked, out, lambda event: None)
-    assert time.monotonic() - started < 120.0
+    assert time.monotonic() - started < 300.0
     frame = msgspec.json.decode((out / "journal" / "02-frame.json").read_bytes(), type=Outcome)
     assert frame.failure is not None and frame.failure.startswith("the worker was killed by SIGKILL")
     inductor, dynamo = review.variant("inductor"), review.variant("dynamo")
-    assert (inductor.status, inductor.reason) == ("failed", "timed out after 20 s")
+    assert (inductor.status, inductor.reason) == ("failed", "timed out after 60 s")
     assert dynamo.status == "ok" and dynamo.breakdown is not None
     assert f"guards are not told from the frame around them: {frame.failure}" in dynamo.notes
     assert [(c.base, c.variant) for c in review.comparisons] == [("eager", "dynamo")]
@@ -373,12 +373,12 @@ def test_ctrl_c_in_the_command_line_saves_the_review(factory: str, tmp_path: Pat
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + 240.0
         while not (out / "journal" / "01-timing-eager.json").exists() and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -411,7 +411,7 @@ def test_a_supervisor_that_is_killed_leaves_no_worker_at_work(factory: str, tmp_
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + 240.0
         # Its first result is there: it is in a stage of 26 steps of 2 s.
         while not (tmp_path / "journal" / "00-host.json").exists() and time.monotonic() < deadline:
             assert process.poll() is None

@@ -59,10 +59,10 @@ def test_it_waits_until_the_other_process_has_measured() -> None:
 
     thread = threading.Thread(target=measure)
     thread.start()
-    assert told.wait(20)
+    assert told.wait(120)
     assert not entered.is_set()
     other.communicate(b"\n")
-    assert entered.wait(20)
+    assert entered.wait(120)
     thread.join()
 
 

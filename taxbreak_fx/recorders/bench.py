@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from taxbreak_fx.errors import CaptureError
+from taxbreak_fx.heap import kept_memory
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.turn import Turn
 from taxbreak_fx.variant_record import GraphSkip
@@ -35,6 +36,7 @@ class Bench:
     ) -> None:
         self.workload, self.device, self.budget_s = workload, device, budget_s
         self._turn = turn if turn is not None else Turn(None)
+        self._kept = kept_memory()
         self.roots: list[Any] = [workload.call, workload.args, dict(workload.kwargs), *workload.state]
         self.sync: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else _nothing
         self.snapshot = Snapshot(self.roots)
@@ -48,6 +50,7 @@ class Bench:
             self.snapshot.restore()
         self.eager = Built(workload.run)
         self.preempted = 0  # how often so far the scheduler took the CPU away inside a timed step
+        self.faults = 0  # pages that timed steps so far have got from the system
 
     def build(self, name: str) -> tuple[Built, float]:
         """Build a variant and run it until a step compiles nothing more: the variant, and the seconds that took,
@@ -84,13 +87,15 @@ class Bench:
         self.snapshot.restore()
         built.prepare()
         self.sync()
-        before = _preemptions()
+        before = usage()
         started = time.perf_counter_ns()
         output = built.call()
         returned = time.perf_counter_ns()
         self.sync()
         idle = time.perf_counter_ns()
-        self.preempted += _preemptions() - before
+        after = usage()
+        self.preempted += after.ru_nivcsw - before.ru_nivcsw
+        self.faults += after.ru_minflt - before.ru_minflt
         del output  # freed after the clock stopped, as a caller who keeps it would
         return (idle - started) / 1e3, (returned - started) / 1e3
 
@@ -114,10 +119,13 @@ class Bench:
         return rows
 
 
-def _preemptions() -> int:
-    """How often the scheduler has taken the CPU away from this thread (where the system tells no threads apart, from
-    this process): more is ready to run than there are cores."""
-    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_nivcsw
+def usage() -> resource.struct_rusage:
+    """What this thread has used so far (where the system tells no threads apart, this process).
+
+    ``ru_nivcsw``: how often the scheduler has taken the CPU away, because more is ready to run than there are cores;
+    ``ru_minflt``: pages of memory that were not there yet.
+    """
+    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF))
 
 
 @contextmanager

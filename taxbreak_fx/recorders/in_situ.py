@@ -20,7 +20,7 @@ import torch
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.observe import EagerSites, wrapper_sites
 from taxbreak_fx.probes import ClockProbe, DrainProbe, between, clock_cost_us
-from taxbreak_fx.recorders.bench import Bench, quiet_gc
+from taxbreak_fx.recorders.bench import Bench, quiet_gc, usage
 from taxbreak_fx.recording import InSitu, Spans
 from taxbreak_fx.tick_cost import routing_cost_us, tick_cost_us
 from taxbreak_fx.variants import Built
@@ -108,6 +108,7 @@ class _Pass:
     graphs: list[float]
     codes: list[float]
     gaps: list[float]
+    faults: int
     before: float
     after: float = math.nan
 
@@ -133,6 +134,7 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
     nested = [0] * sites if built.ticks is None else built.ticks.nested
     clocked: list[_Pass] = []
     drained: list[_Pass] = []
+    plain_faults: list[int] = []
     draining = bench.device == "cuda" and not built.graphed
     # A drained pass reaches its probe by calls where the clock is read in the code itself.
     routing = routing_cost_us(bench.device) if draining and built.mechanism == "ticks" else 0.0
@@ -140,14 +142,18 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
     with torch.no_grad(), quiet_gc():
         _observed(bench, built, ClockProbe(), sites, math.nan)
         before = bench.timed(built)[1]
+        faults = bench.faults
         while len(clocked) < MIN_PASSES or (len(clocked) < MAX_PASSES and time.perf_counter() < deadline):
             clocked.append(_observed(bench, built, ClockProbe(), sites, before))
             before = clocked[-1].after = bench.timed(built)[1]
+            plain_faults.append(bench.faults - faults)
             if draining and len(clocked) % DRAIN_EVERY == 0:
                 _observed(bench, built, DrainProbe(bench.sync), sites, math.nan)
                 drained.append(_observed(bench, built, DrainProbe(bench.sync), sites, before))
                 bench.timed(built)
                 before = drained[-1].after = bench.timed(built)[1]
+            faults = bench.faults
+    own_faults = [one.faults for one in clocked]
     passes = [(one.total, one.before, one.after) for one in clocked]
     clocked, drained = _steady(clocked), _steady(drained)
     host = statistics.median(one.plain for one in clocked)
@@ -155,7 +161,11 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
     cost = inside + outside
     own = [inside + count * cost for count in nested]  # what reading the clock took inside each site
     site_us = [us - read for us, read in zip(_columns(kept, host), own, strict=True)]
-    spans = msgspec.structs.replace(_spans(kept, host, sum(site_us), sum(own), outside, mark), passes_us=passes)
+    spans = msgspec.structs.replace(
+        _spans(kept, host, sum(site_us), sum(own), outside, mark),
+        passes_us=passes,
+        faults=(statistics.median(plain_faults), statistics.median(own_faults)),
+    )
     clock = InSitu(drained=False, site_us=site_us, host_us=host, probe_us=cost, steps=len(clocked))
     if not drained:
         return spans, clock, None
@@ -173,9 +183,11 @@ def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites:
     built.prepare()
     bench.sync()
     with built.observe(probe):
+        faults = usage().ru_minflt
         started = time.perf_counter_ns()
         output = built.call()
         ended = time.perf_counter_ns()
+        faults = usage().ru_minflt - faults
     bench.sync()
     del output
     site_us = probe.split()
@@ -186,7 +198,7 @@ def _observed(bench: Bench, built: Built, probe: ClockProbe | DrainProbe, sites:
     graphs, codes = (probe.graphs, probe.codes) if isinstance(probe, ClockProbe) else ([], [])
     # Before the first site, between each two, behind the last; a drained pass holds the draining there.
     gaps = between([started, *probe.stamps, ended]) if isinstance(probe, ClockProbe) else []
-    return _Pass((ended - started) / 1e3, site_us, between(graphs), between(codes), gaps, before)
+    return _Pass((ended - started) / 1e3, site_us, between(graphs), between(codes), gaps, faults, before)
 
 
 def _middle(passes: list[_Pass], host: float) -> list[_Pass]:
