@@ -16,6 +16,7 @@ import torch
 from taxbreak_fx import __version__, calibrate, schema
 from taxbreak_fx.backend_options import BackendOptions
 from taxbreak_fx.breakdown import decompose
+from taxbreak_fx.call_stack import with_room
 from taxbreak_fx.compare import compare_all
 from taxbreak_fx.decompose import equal_outputs
 from taxbreak_fx.errors import MeasurementError, OutputError
@@ -132,7 +133,8 @@ class Session:
             self._describe("grad" if grad else "inference_mode" if inference else "no_grad")
             base = GraphVariant(compiled[BASE], gm, inputs, grad)
             bench = GraphBench(base, gm, inputs, graph_step(inputs, self.device), self.device)
-            self._time_all(graph, bench, gm, compiled, grad, started + self._left_s() if bounded else None)
+            deadline = started + self._left_s() if bounded else None
+            with_room(lambda: self._time_all(graph, bench, gm, compiled, grad, deadline))
             if BASE not in graph.timings:
                 reason = graph.skipped.get(BASE) or graph.failures.get(BASE) or "not measured"
                 raise MeasurementError(reason)

@@ -23,6 +23,7 @@ import torch
 
 from taxbreak_fx import calibrate
 from taxbreak_fx.breakdown import decompose
+from taxbreak_fx.call_stack import with_room
 from taxbreak_fx.errors import MeasurementError, UsageError
 from taxbreak_fx.machine import Calibration
 from taxbreak_fx.model import StepInfo, Variant
@@ -196,7 +197,7 @@ class _Measurement:
     def terms(self, on: bool) -> _Terms:
         """Every term of T_host (launch, ΔCT, T_wait, parts of ΔFT), with the spin or without."""
         self._bench.on = on
-        timing = time_variant(self._bench, self._variant, self._reference)
+        timing = with_room(lambda: time_variant(self._bench, self._variant, self._reference))
         self._flip(on)  # the backends of the next line know no bench
         frame = measure_frame(self._bench) if self._variant != "eager" else None
         recording = Recording(

@@ -10,6 +10,7 @@ import msgspec
 import torch
 
 from taxbreak_fx import calibrate
+from taxbreak_fx.call_stack import with_room
 from taxbreak_fx.errors import TaxbreakError
 from taxbreak_fx.recorders.bench import Bench, one_line
 from taxbreak_fx.recorders.frame import measure_frame
@@ -53,7 +54,7 @@ class Runner:
         started = time.perf_counter()
         try:
             with self._turn():
-                result = self._result(stage)
+                result = with_room(lambda: self._result(stage))
         except Exception as error:  # whatever a variant raises costs that variant only, and is reported
             failure = str(error) if isinstance(error, TaxbreakError) else one_line(error)
             fatal = any(mark in str(error) for mark in _STICKY)

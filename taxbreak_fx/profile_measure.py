@@ -18,6 +18,7 @@ import torch
 
 from taxbreak_fx import trace
 from taxbreak_fx.calibrate import calibrate_host, describe_machine, launch_floor
+from taxbreak_fx.call_stack import with_room
 from taxbreak_fx.errors import MeasurementError, TaxbreakError
 from taxbreak_fx.hardware import Profile
 from taxbreak_fx.host_reference import reference_us
@@ -122,7 +123,7 @@ class _Measurement:
         try:
             if not section.traced:  # the profiler leaves its process slower
                 self._draft.scores += reference_us()
-            section.run()
+            with_room(section.run)
         except Exception as error:  # whatever a section raises costs its own entries only, and is reported
             torch._dynamo.reset()
             return str(error) if isinstance(error, TaxbreakError) else one_line(error)

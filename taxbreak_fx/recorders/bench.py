@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 
 from taxbreak_fx.errors import CaptureError
-from taxbreak_fx.heap import kept_memory
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.turn import Turn
 from taxbreak_fx.variant_record import GraphSkip
@@ -36,7 +35,6 @@ class Bench:
     ) -> None:
         self.workload, self.device, self.budget_s = workload, device, budget_s
         self._turn = turn if turn is not None else Turn(None)
-        self._kept = kept_memory()
         self.roots: list[Any] = [workload.call, workload.args, dict(workload.kwargs), *workload.state]
         self.sync: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else _nothing
         self.snapshot = Snapshot(self.roots)
