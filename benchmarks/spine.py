@@ -6,7 +6,7 @@ or a reason, on GPT-2, Llama-3.2-1B, OLMoE-1B-7B, BERT and ViT, prefill and deco
 
 Writes one review per case under OUT/spine-CASE.json, skips the cases whose review is there, and rewrites
 OUT/spine.json = {claim, goal, unit, value, met, not_run, machine, rows} from all of them.  With --jobs, cases compile
-side by side; they take turns where they time (``taxbreak_fx.turn``).  With --journals every stage's result stays under
+side by side; they take turns on the device (``taxbreak_fx.turn``).  With --journals every stage's result stays under
 FOLDER/CASE/journal; --again makes the reviews anew from there, also those that were broken off, without a GPU.
 """
 

@@ -6,8 +6,8 @@ device take about as long.
 
 A case that spine.py reviewed (batch 1) is read from OUT/spine-CASE.json, if that review holds simulated steps.  Reviews
 each other case without the stage that splits guards from frame, and keeps the rows of cases run before.  With --quick
-no variant is measured that has to be compiled; with --jobs, cases are built and compiled side by side (they take turns
-where they time).  With --journals every stage's result stays under FOLDER/CASE/journal; --again makes the rows anew
+no variant is measured that has to be compiled; with --jobs, cases start and compile side by side (they take turns on
+the device).  With --journals every stage's result stays under FOLDER/CASE/journal; --again makes the rows anew
 from there, without a GPU.
 The constants of a case are of its own calibration, and nothing is fitted to the steps.
 Writes the reviews that it measured to OUT/timeline-CASE.json, and
