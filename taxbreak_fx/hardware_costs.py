@@ -24,7 +24,6 @@ from taxbreak_fx.timeline import QUEUE_DEPTH, Floors
 # Whose work is bound by the matrix units where it is bound by arithmetic at all.
 MATRIX_FAMILIES = ("gemm", "grouped-gemm", "attention", "convolution")
 COLUMNS = 4  # measured (n, k) nearest to a product's own, between which its efficiency is interpolated
-WORKING = 2.0  # kernels that take less than so many empty ones show what a launch takes, not what the work does
 Basis = Literal["call", "target", "ops", "family and tensors", "family", "library"]
 DeviceBasis = Literal["shape", "size", "efficiency"]
 
@@ -305,16 +304,16 @@ def device_us(
 def _best(profile: Profile, family: str) -> float:
     """The best share of the roofline among the family's points, of any dtype and case; at most 1.
 
-    Points that take less than ``WORKING`` empty kernels show latency and no rate.  A family that has no others moves
-    bytes like the best of those that are not bound by arithmetic, whatever it is itself.
+    Points whose work the device could do while an empty kernel runs show latency and no rate.  A family that has no
+    others moves bytes like the best of those that are not bound by arithmetic, whatever it is itself.
     """
-    least = WORKING * profile.number("device.null_us")
+    least = profile.number("device.null_us")
     shares: dict[str, float] = {}
     for grid in profile.device.grids:
         for point in grid.points:
-            if point.us >= least:
-                share = roofline_us(profile, grid.family, grid.dtype, point.bytes, point.flops) / point.us
-                shares[grid.family] = max(share, shares.get(grid.family, 0.0))
+            ideal = roofline_us(profile, grid.family, grid.dtype, point.bytes, point.flops)
+            if ideal >= least:
+                shares[grid.family] = max(ideal / point.us, shares.get(grid.family, 0.0))
     others = [share for name, share in shares.items() if name not in MATRIX_FAMILIES]
     return min(1.0, shares.get(family) or max(others, default=1.0))
 

@@ -42,7 +42,8 @@ def op_costs(rows: Iterable[Row]) -> tuple[list[OpCost], dict[str, str]]:
     """One entry per target and leaf ops: its calls' mean without the dearest and the cheapest tenth of them.
 
     Also, for every entry left out, its name and the reason.  What noise made negative is no cost: an entry with a
-    negative ``ft_us`` is left out, a negative ``ct_us`` is null.
+    negative ``ft_us`` is left out, a negative ``ct_us`` is null.  ``kernels`` is null where calls launch different
+    numbers of them: that hangs on sizes, which the points of the family's grid tell.
     """
     found: list[OpCost] = []
     left_out: dict[str, str] = {}
@@ -63,7 +64,7 @@ def op_costs(rows: Iterable[Row]) -> tuple[list[OpCost], dict[str, str]]:
                 tensors=round(statistics.median(row.call.tensors for row in calls)),
                 ft_us=ft_us,
                 ct_us=None if ct_us is None or ct_us < 0 else ct_us,
-                kernels=_mean([row.kernels for row in calls]),
+                kernels=_common([row.kernels for row in calls]),
                 memops=_mean([row.memops for row in calls]),
                 calls=len(calls),
             )
@@ -160,6 +161,12 @@ def _trimmed(values: Sequence[float]) -> float:
     """Mean without the lowest and highest tenth: a burst on the host hits single calls."""
     ordered, cut = sorted(values), round(len(values) / 10)
     return statistics.fmean(ordered[cut : len(ordered) - cut])
+
+
+def _common(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known, where all of it is the same."""
+    known = [value for value in values if value is not None]
+    return _mean(known) if known and max(known) - min(known) < 0.01 else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

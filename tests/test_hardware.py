@@ -352,17 +352,18 @@ def test_sizes_are_interpolated_in_logarithms(bytes: float, us: float, kernels: 
         assert found.kernels == kernels
 
 
-def test_latency_is_no_rate() -> None:
-    """A family of which only short kernels were measured goes on at the pace of others that move bytes."""
-    own = FamilyGrid(family="softmax", dtype="float32", points=(Point(bytes=1e5, us=1.5),))
+@pytest.mark.parametrize("us", [1.5, 2.5])  # of work that takes 0.1 µs: an empty kernel takes 1
+def test_latency_is_no_rate(us: float) -> None:
+    """A family of which only little work was measured goes on at the pace of others that move bytes."""
+    own = FamilyGrid(family="softmax", dtype="float32", points=(Point(bytes=1e5, us=us),))
     fast = FamilyGrid(family="copy", dtype="float32", points=(Point(bytes=1e5, us=1.2), Point(bytes=1e7, us=12.5)))
     product = FamilyGrid(family="gemm", dtype="float32", points=(Point(bytes=1e7, us=10.0),))
     known = profile(
         device=DeviceCosts(copy_gb_s=1_000.0, null_us=1.0, grids=(own, fast, product)),
         unmeasured={"device.read_gb_s": "by hand"},
     )
-    assert costs.device_us(known, "softmax", "float32", 1e5).us == pytest.approx(1.5)
-    assert costs.device_us(known, "softmax", "float32", 1.01e7).us == pytest.approx(1.5 + 10.0 / 0.8)
+    assert costs.device_us(known, "softmax", "float32", 1e5).us == pytest.approx(us)
+    assert costs.device_us(known, "softmax", "float32", 1.01e7).us == pytest.approx(us + 10.0 / 0.8)
 
 
 def test_no_kernel_takes_less_than_one_that_does_nothing() -> None:

@@ -222,6 +222,11 @@ def test_rows_become_entries() -> None:
     ]
 
 
+def test_a_number_of_kernels_that_hangs_on_sizes_is_none() -> None:
+    rows = [_row("sort", 5.0, kernels=2), _row("sort", 5.0, kernels=11), _row("mm", 5.0, kernels=1), _row("mm", 5.0)]
+    assert {entry.target: entry.kernels for entry in op_costs(rows)[0]} == {"sort": None, "mm": 1}
+
+
 def test_a_burst_on_the_host_does_not_move_an_entry() -> None:
     rows = [_row("mm", 5.0) for _ in range(19)] + [_row("mm", 5_000.0)]
     assert op_costs(rows)[0][0].ft_us == 5.0
