@@ -5,7 +5,8 @@
 
 (a) Eager against eager, ``--reviews`` times in one process, by the timing stage and the comparison of any variant.
 (b) HDBI and T_host over ``--processes`` fresh processes: a fact about the machine, with no goal.
-Writes OUT/repeatability.json = {claim, goal, unit, value, met, machine, rows}; ``--processes 0`` leaves (b) out.
+Writes OUT/repeatability.json = {claim, goal, unit, value, met, machine, rows}, after (a) and again after every process;
+``--processes 0`` leaves (b) out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,22 +96,17 @@ def row(number: int, base: Recording, eager: Variant, timed: Timing) -> dict[str
     }
 
 
-def fresh_processes(request: ReviewRequest, processes: int) -> list[dict[str, Any]]:
-    """HDBI and T_host of eager, one row per fresh process, then their spread."""
-    rows: list[dict[str, Any]] = []
+def fresh_processes(request: ReviewRequest, processes: int) -> Iterator[dict[str, Any]]:
+    """HDBI and T_host of eager, one row per fresh process."""
     for number in range(processes):
         with tempfile.TemporaryDirectory() as folder:
             eager = supervise(request, Path(folder), lambda event: None).variant("eager")
-        rows.append(
-            {
-                "what": f"process {number + 1}",
-                "host_us": eager.t_host_us.median if eager.t_host_us else None,
-                "hdbi": eager.breakdown.hdbi if eager.breakdown else None,
-                "reason": eager.reason or (eager.breakdown.unmeasured.get("hdbi") if eager.breakdown else None),
-            }
-        )
-        print(f"process {number + 1}: {rows[-1]}", flush=True)
-    return rows
+        yield {
+            "what": f"process {number + 1}",
+            "host_us": eager.t_host_us.median if eager.t_host_us else None,
+            "hdbi": eager.breakdown.hdbi if eager.breakdown else None,
+            "reason": eager.reason or (eager.breakdown.unmeasured.get("hdbi") if eager.breakdown else None),
+        }
 
 
 def spread(rows: list[dict[str, Any]], name: str) -> float | None:
@@ -142,25 +139,35 @@ def main() -> None:
     print(
         tabulate(shown, headers=("review", "wall ratio", "low", "high", "changes reported"), floatfmt=".4f"), flush=True
     )
+    facts: list[dict[str, Any]] = []
+    result = write(options.out, review, rows, facts)
+    for line in fresh_processes(request, options.processes):
+        facts.append(line)
+        print(line, flush=True)
+        result = write(options.out, review, rows, facts)
+    print(f"{CLAIM}: {result['value']} of {len(rows)} did, goal 0")
+    print(f"over {len(facts)} fresh processes: CV of T_host {result['host_cv']}, of HDBI {result['hdbi_cv']}")
+
+
+def write(out: Path, review: Review, rows: list[dict[str, Any]], facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Replace the result file by what is known so far; returns what it holds."""
     wrong = sum(bool(line["changes"]) for line in rows)
-    facts = fresh_processes(request, options.processes)
     result = {
         "claim": CLAIM,
         "goal": 0,
         "unit": f"A/A reviews of {len(rows)} that report a change",
         "value": wrong,
         "met": wrong == 0 and len(rows) >= 20,
-        "model": f"{options.model} {review.step.phase}, {review.step.dtype}, sequence {review.step.seq_len}",
+        "model": f"{review.model} {review.step.phase}, {review.step.dtype}, sequence {review.step.seq_len}",
         "host_cv": spread(facts, "host_us"),
         "hdbi_cv": spread(facts, "hdbi"),
         "processes": len(facts),
         "machine": msgspec.to_builtins(review.machine),
         "rows": rows + facts,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "repeatability.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
-    print(f"{CLAIM}: {wrong} of {len(rows)} did, goal 0")
-    print(f"over {len(facts)} fresh processes: CV of T_host {result['host_cv']}, of HDBI {result['hdbi_cv']}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "repeatability.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    return result
 
 
 if __name__ == "__main__":
