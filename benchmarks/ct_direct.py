@@ -26,6 +26,7 @@ from tabulate import tabulate
 
 from taxbreak_fx import trace
 from taxbreak_fx.calibrate import calibrate_host, describe_machine
+from taxbreak_fx.call_stack import with_room
 from taxbreak_fx.decompose import base_of, dispatch_time, library_direct, library_time
 from taxbreak_fx.interpose import Interposer
 from taxbreak_fx.launch_path import LaunchLoop
@@ -236,7 +237,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("ct_direct needs a CUDA device: vendor libraries are called only there")
     with torch.no_grad():
-        rows, machine = measure(options.rounds)
+        rows, machine = with_room(lambda: measure(options.rounds))
     value = statistics.median(abs(row["disagreement"]) for row in rows if "disagreement" in row)
     result = {
         "claim": CLAIM,

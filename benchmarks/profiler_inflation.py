@@ -30,6 +30,7 @@ import torch
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
+from taxbreak_fx.call_stack import with_room
 from taxbreak_fx.models import load, resolve_device
 from taxbreak_fx.pipeline import Runner
 from taxbreak_fx.recorders.bench import Bench, quiet_gc
@@ -102,7 +103,9 @@ def process(pipe: Connection, device: Device, name: str, steps: int) -> None:
         torch.set_num_threads(1)  # threads that wait for each other at every op would time the machine's other work
     pipe.send(None)
     pipe.recv()
-    pipe.send(our_timing(workload, device) if name == CONTROL else one_setting(workload, device, name, steps))
+    own = name == CONTROL
+    found = with_room(lambda: our_timing(workload, device) if own else one_setting(workload, device, name, steps))
+    pipe.send(found)
 
 
 class Child:

@@ -21,12 +21,12 @@ from taxbreak_fx.backend_options import BackendOptions, parse
 from taxbreak_fx.backend_ranks import Ranks
 from taxbreak_fx.backend_session import BASE, Session
 from taxbreak_fx.errors import OutputError
+from taxbreak_fx.graph_facts import graph_info
 from taxbreak_fx.model import GraphInfo, Review
 from taxbreak_fx.recorders.bench import one_line
 from taxbreak_fx.report import content
 from taxbreak_fx.report.text import render
 from taxbreak_fx.variant_graph import Compiled, compile_graph
-from taxbreak_fx.variants import graph_info
 
 TABLE_WIDTH = 100
 

@@ -18,9 +18,10 @@ SLOTS = 1 << 16  # values, of 8 bytes: frames of some thousand nested calls
 
 
 def with_room(function: Callable[[], T]) -> T:
-    """``function()``, in a chunk with at least ``SLOTS`` values free for the frames of what it calls.
+    """``function()``, in a chunk that has room for about ``SLOTS`` values in the frames of what it calls.
 
-    A chunk is made as large as its first frame asks, to the next power of two: so that frame asks for just too much.
+    A chunk is made as large as its first frame asks, to the next power of two.  The frame below asks for just over half
+    of one, which leaves nearly half, and not enough for another such frame: rooms nest.
     """
     return _run(function)  # type: ignore[no-any-return]
 
@@ -29,5 +30,4 @@ def _call(function: Callable[[], T]) -> T:
     return function()
 
 
-_MARGIN = 2_000  # a chunk leaves 1,000 values free beside its first frame
-_run = types.FunctionType(_call.__code__.replace(co_stacksize=SLOTS + _MARGIN), globals())
+_run = types.FunctionType(_call.__code__.replace(co_stacksize=SLOTS), globals())

@@ -23,12 +23,12 @@ from taxbreak_fx.dry_run_patches import check_version, pretended_to_inductor
 from taxbreak_fx.errors import CaptureError, TaxbreakError
 from taxbreak_fx.factory import first_line
 from taxbreak_fx.fake_step import needs_data
+from taxbreak_fx.graph_facts import graph_info
 from taxbreak_fx.predicted import DryRun, PlannedGraph
 from taxbreak_fx.record import SourceLine
 from taxbreak_fx.request import ReviewRequest
 from taxbreak_fx.sdpa_policy import SDPA, attend
 from taxbreak_fx.sources import foreign
-from taxbreak_fx.variants import graph_info
 
 NOTES = (
     "attention takes the backend that torch chooses on the target; products whose rows are not aligned are padded "

@@ -22,12 +22,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 from taxbreak_fx.capture import EagerRecorder, OpRecorder, main_dtype, signature
 from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.families import classify_op
+from taxbreak_fx.graph_facts import graph_info
 from taxbreak_fx.op_roles import Facts, data_dependent, role_of, unsafe
 from taxbreak_fx.record import SourceLine
 from taxbreak_fx.sources import node_module_path, node_source
 from taxbreak_fx.state import reachable_modules
 from taxbreak_fx.step_graph import Break, Op, Operand, StepGraph, StepInput
-from taxbreak_fx.variants import graph_info
 from taxbreak_fx.workload import Workload
 
 Target = Literal["cuda", "cpu"]

@@ -14,11 +14,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taxbreak_fx.errors import CaptureError, UsageError
+from taxbreak_fx.graph_facts import graph_skips
 from taxbreak_fx.observe import Labels, graph_replays, instrument_graph, ticked_code, wrapper_sites
 from taxbreak_fx.probes import Probe
 from taxbreak_fx.ticks import Spot, node_spots
 from taxbreak_fx.variant_record import GraphSkip
-from taxbreak_fx.variants import Built, compile_inductor, graph_skips
+from taxbreak_fx.variants import Built, compile_inductor
 from taxbreak_fx.wrapper_lines import Origins
 
 GRAPHED = ("reduce-overhead", "cudagraphs")

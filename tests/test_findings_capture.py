@@ -17,10 +17,10 @@ from torch._inductor.utils import fresh_inductor_cache
 from taxbreak_fx.api import Options, review_with
 from taxbreak_fx.finding import Finding
 from taxbreak_fx.findings import find, with_findings
+from taxbreak_fx.graph_facts import graph_skips
 from taxbreak_fx.model import Review, Variant
 from taxbreak_fx.record import Interval, SourceLine
 from taxbreak_fx.variant_record import GraphSkip, Node
-from taxbreak_fx.variants import graph_skips
 
 HERE = str(Path(__file__))
 CALL_US = 10.0  # what every call costs in a ``calm`` review

@@ -62,7 +62,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
         ),
     ),
     (4, ("workload", "state", "capture", "sources", "wrapper_lines", "variants", "variant_*", "probes", "observe")),
-    (4, ("call_counts", "ticks", "tick_cost", "op_graph", "op_roles", "inductor_kernels")),
+    (4, ("call_counts", "graph_facts", "ticks", "tick_cost", "op_graph", "op_roles", "inductor_kernels")),
     (
         5,
         (

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from taxbreak_fx.errors import CaptureError, UsageError
+from taxbreak_fx.graph_facts import graph_skips
 from taxbreak_fx.model import StepInfo
 from taxbreak_fx.observe import Label
 from taxbreak_fx.probes import ClockProbe, CountProbe
@@ -18,7 +19,7 @@ from taxbreak_fx.request import CUDA_VARIANTS
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.ticks import Ticks
 from taxbreak_fx.variant_record import GraphSkip
-from taxbreak_fx.variants import DESCRIPTIONS, Built, build, graph_skips
+from taxbreak_fx.variants import DESCRIPTIONS, Built, build
 from taxbreak_fx.workload import Workload
 
 STEP = StepInfo(phase="forward", batch=None, seq_len=None, dtype="float32", device="cpu")

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 
 from taxbreak_fx.errors import CaptureError
+from taxbreak_fx.graph_facts import graph_skips
 from taxbreak_fx.state import Snapshot
 from taxbreak_fx.turn import Turn
 from taxbreak_fx.variant_record import GraphSkip
-from taxbreak_fx.variants import Built, build, graph_skips
+from taxbreak_fx.variants import Built, build
 from taxbreak_fx.workload import Workload
 
 WARMUP_PAIRS = 3
