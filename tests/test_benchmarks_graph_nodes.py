@@ -1,0 +1,64 @@
+"""benchmarks/graph_nodes.py: rows of a stand-in bench, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_stages import FACTS
+
+from benchmarks import graph_nodes
+from benchmarks.graph_nodes import ALONE, BETWEEN, BUSY, SHARED, beside, measure, per_node, widest, write
+
+
+class FakeBench:
+    """Graphs take 100 µs, and 110 in the second capture; it notes what is run."""
+
+    def __init__(self) -> None:
+        self.eager, self.captures = "eager", 0
+        self.ran: list[str] = []
+
+    def build(self, name: str) -> tuple[Any, float]:
+        """A capture."""
+        assert name == "eager-graph"
+        self.captures += 1
+        return type("Graph", (), {"wall": 90.0 + 10.0 * self.captures, "release": lambda self: None})(), 0.0
+
+    def timed(self, built: Any) -> tuple[float, float]:
+        """T_wall and T_host."""
+        self.ran.append("eager" if built == "eager" else "graph")
+        return (500.0, 400.0) if built == "eager" else (built.wall, 5.0)
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs a GPU."""
+    monkeypatch.setattr(graph_nodes, "calibrate_host", lambda device: None)
+    monkeypatch.setattr(graph_nodes, "describe_machine", lambda *_: FACTS.machine)
+    monkeypatch.setattr(graph_nodes, "traced", lambda bench, built: [2.0] * 40)
+    monkeypatch.setattr(graph_nodes, "CONTEXT", graph_nodes.SPIN)
+
+
+def test_every_capture_is_replayed_in_every_condition(fakes: None, tmp_path: Path) -> None:
+    bench = FakeBench()
+    rows = measure("toy", bench, 2, 3)  # type: ignore[arg-type]
+    assert [row["condition"] for row in rows] == [ALONE, BETWEEN, BUSY, SHARED, ALONE] * 2
+    assert bench.ran[:3] == ["graph"] * 3 and bench.ran[3:9] == ["eager", "graph"] * 3
+    assert [row["wall_us"] for row in rows[::5]] == [100.0, 110.0]
+    assert (rows[0]["kernels"], rows[0]["device_us"], rows[0]["node_us"]) == (40, 80.0, 0.5)
+    assert widest(rows) == pytest.approx(0.25)
+    result = write(tmp_path, rows, FACTS.machine)
+    assert not result["met"] and json.loads((tmp_path / "graph_nodes.json").read_text())["value"] == result["value"]
+
+
+def test_without_kernels_there_is_no_time_per_node() -> None:
+    assert per_node(100.0, [])["node_us"] is None
+    assert widest([{"case": "toy", "node_us": None}]) is None
+
+
+def test_a_process_that_does_not_begin_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_nodes, "CONTEXT", "raise SystemExit(1)")
+    with pytest.raises(RuntimeError, match="ended before it began"), beside(SHARED):
+        pass
