@@ -76,40 +76,42 @@ def walls(bench: Bench, built: Built, condition: str, replays: int) -> list[floa
 
 
 def measure(name: str, bench: Bench, captures: int, replays: int) -> list[dict[str, Any]]:
-    """One row per capture and condition; ``node_us`` is T_wall beyond the traced kernels, per kernel."""
+    """One row per capture and condition; ``node_us`` is T_wall beyond the traced kernels, per kernel, ``gap_us`` the
+    median from one kernel of that capture to the next, traced."""
     calibration = calibrate_host("cuda")
     rows: list[dict[str, Any]] = []
-    kernels: list[float] = []
     with torch.no_grad(), quiet_gc():
-        for capture in range(captures):
-            built, _ = bench.build("eager-graph")
+        built = [bench.build("eager-graph")[0] for _ in range(captures)]
+        for capture, graph in enumerate(built):
             for condition in (ALONE, BETWEEN, BUSY, SHARED, ALONE):
                 with beside(condition):
-                    found = walls(bench, built, condition, replays)
+                    found = walls(bench, graph, condition, replays)
                     clocks = describe_machine("cuda", calibration, None).conditions.gpu_clocks_mhz or {}
                 row = {"case": name, "capture": capture, "condition": condition, "wall_us": statistics.median(found)}
                 rows.append(row | {"low_us": min(found), "high_us": max(found), "sm_mhz": clocks.get("sm")})
-            if capture == captures - 1:  # last: the profiler leaves its process slower
-                kernels = traced(bench, built)
-            built.release()
-    return [row | per_node(row["wall_us"], kernels) for row in rows]
+        events = [traced(bench, graph) for graph in built]  # last: the profiler leaves its process slower
+        for graph in built:
+            graph.release()
+    return [row | per_node(row["wall_us"], events[row["capture"]]) for row in rows]
 
 
-def traced(bench: Bench, built: Built) -> list[float]:
-    """Durations of a replay's kernels under the profiler."""
+def traced(bench: Bench, built: Built) -> list[dict[str, Any]]:
+    """The events of a replay under the profiler."""
 
     def run() -> None:
         bench.step(built)
 
-    return trace.kernel_durations(profiled(run))
+    return profiled(run)
 
 
-def per_node(wall_us: float, kernels: list[float]) -> dict[str, Any]:
+def per_node(wall_us: float, events: list[dict[str, Any]]) -> dict[str, Any]:
     """What a replay takes beyond its kernels as traced, per kernel; the launch and the synchronisation included."""
+    kernels, gaps = trace.kernel_durations(events), trace.kernel_gaps(events)
     return {
         "kernels": len(kernels),
         "device_us": sum(kernels),
         "node_us": (wall_us - sum(kernels)) / len(kernels) if kernels else None,
+        "gap_us": statistics.median(gaps) if gaps else None,
     }
 
 

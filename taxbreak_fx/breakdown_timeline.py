@@ -26,6 +26,7 @@ from taxbreak_fx.variant_record import Exposed
 
 # Conventions, not measurements: no clock is read between a launch and the end of its call.
 RETURN_SHARE = 0.1  # of a call's host time that lies behind its launches: an op launches last, and returns
+SLOW_NODES_US = 0.15  # nodes keep one of two distances (``recorders.tracing.node_gap``), 0.32 µs apart on an H200
 AFTER_SHARE = 0.1  # of what surrounds a graph callable or a graph launch that lies behind it: guards and copies precede
 TOP_LINES = 20
 BETWEEN, AROUND, GRAPH = "between recorded calls", "around compiled graphs", "graph-launch"
@@ -125,9 +126,14 @@ def timeline_of(
     if syncs[None] > loose:
         names = ", ".join(sorted({name for name, site in step.syncs if site is None}))
         return f"the step blocks between recorded calls ({names}), at a place that the trace does not tell"
+    notes = []
+    if trace.node_gap_us is not None and trace.node_gap_us >= SLOW_NODES_US:
+        floors = msgspec.structs.replace(floors, graph_gap_us=floors.graph_gap_us + trace.node_gap_us)
+        notes.append(
+            f"nodes of its CUDA graphs follow each other {trace.node_gap_us:.2f} µs later than null kernels do, traced"
+        )
     timeline = Timeline(items=tuple(_items(draft, library, issue_us, calls, syncs, floors)), floors=floors)
     streams = {call.work.stream for _, call in calls}
-    notes = []
     if len(streams) > 1:
         notes.append(f"work on {len(streams)} streams runs side by side: the trace does not tell what they wait for")
     return Built(timeline, source, notes)

@@ -71,6 +71,24 @@ def held_null_kernels() -> tuple[Callable[[], None], int]:
     return run, MANY
 
 
+def null_graph() -> Callable[[], None]:
+    """A function that replays a CUDA graph of ``FEW`` null kernels, and waits for it.
+
+    Raises ``MeasurementError`` as ``LaunchLoop`` does.
+    """
+    stream = HeldStream(LaunchLoop())  # holds the kernel that the graph launches
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="relaxed"):
+        stream.issue(FEW)
+
+    def run(_held: HeldStream = stream) -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    run()  # the first replay of a graph also uploads it
+    return run
+
+
 def periods(elapsed_us: Callable[[int], float]) -> list[float]:
     """Microseconds per kernel, from how long ``FEW`` and ``MANY`` of them took in each round: what else lies between
     the two moments is in both and cancels."""

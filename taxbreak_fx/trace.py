@@ -7,6 +7,8 @@ host-to-device time is the launch latency (API entry to kernel start), for which
 from __future__ import annotations
 
 import bisect
+import itertools
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -144,6 +146,17 @@ def kernel_latencies(events: list[dict[str, Any]]) -> list[float]:
     apis.pop(_NONE, None)
     kernels = [event for event in events if event.get("cat") == "kernel"]
     return [_start(k) - _start(apis[_correlation(k)]) for k in kernels if _correlation(k) in apis]
+
+
+def kernel_gaps(events: list[dict[str, Any]]) -> list[float]:
+    """From the end of each kernel of a trace to the start of the next, in microseconds; 0 where they overlap."""
+    kernels = [(float(event["ts"]), float(event["dur"])) for event in events if event.get("cat") == "kernel"]
+    return gaps_between((start, start + duration) for start, duration in kernels)
+
+
+def gaps_between(spans: Iterable[tuple[float, float]]) -> list[float]:
+    """From the end of each (start, end) to the start of the one that starts next; 0 where they overlap."""
+    return [max(0.0, after[0] - before[1]) for before, after in itertools.pairwise(sorted(spans))]
 
 
 def kernel_durations(events: list[dict[str, Any]]) -> list[float]:

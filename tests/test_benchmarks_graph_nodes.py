@@ -37,7 +37,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs a GPU."""
     monkeypatch.setattr(graph_nodes, "calibrate_host", lambda device: None)
     monkeypatch.setattr(graph_nodes, "describe_machine", lambda *_: FACTS.machine)
-    monkeypatch.setattr(graph_nodes, "traced", lambda bench, built: [2.0] * 40)
+    kernels = [{"cat": "kernel", "ts": 2.5 * number, "dur": 2.0} for number in range(40)]
+    monkeypatch.setattr(graph_nodes, "traced", lambda bench, built: kernels)
     monkeypatch.setattr(graph_nodes, "CONTEXT", graph_nodes.SPIN)
 
 
@@ -47,7 +48,7 @@ def test_every_capture_is_replayed_in_every_condition(fakes: None, tmp_path: Pat
     assert [row["condition"] for row in rows] == [ALONE, BETWEEN, BUSY, SHARED, ALONE] * 2
     assert bench.ran[:3] == ["graph"] * 3 and bench.ran[3:9] == ["eager", "graph"] * 3
     assert [row["wall_us"] for row in rows[::5]] == [100.0, 110.0]
-    assert (rows[0]["kernels"], rows[0]["device_us"], rows[0]["node_us"]) == (40, 80.0, 0.5)
+    assert [rows[0][key] for key in ("kernels", "device_us", "node_us", "gap_us")] == [40, 80.0, 0.5, 0.5]
     assert widest(rows) == pytest.approx(0.25)
     result = write(tmp_path, rows, FACTS.machine)
     assert not result["met"] and json.loads((tmp_path / "graph_nodes.json").read_text())["value"] == result["value"]

@@ -282,6 +282,27 @@ def test_a_step_of_which_nothing_was_graphed_is_its_launches() -> None:
     assert [one.action.kind for one in found.timeline.items if isinstance(one.action, Work)] == ["kernel", "kernel"]
 
 
+def test_nodes_of_a_graph_that_keep_a_greater_distance_are_laid_out_so() -> None:
+    record = graphed()
+    assert record.trace is not None
+    before = simulate(built(record).timeline)
+
+    def after(gap_us: float) -> Built:
+        assert record.trace is not None
+        slower = msgspec.structs.replace(record.trace, node_gap_us=gap_us)
+        return built(msgspec.structs.replace(record, trace=slower))
+
+    slow = after(0.32)
+    assert slow.timeline.floors.graph_gap_us == pytest.approx(built(record).timeline.floors.graph_gap_us + 0.32)
+    assert "nodes of its CUDA graphs follow each other 0.32 µs later" in slow.notes[0]
+    later = simulate(slow.timeline)
+    ends = [next(us for us in found.ends_us if us is not None) for found in (before, later)]
+    assert ends[1] - ends[0] == pytest.approx(0.32)  # one gap between its two nodes
+    assert later.device_us == pytest.approx(before.device_us)  # a gap is no work
+    for within in (0.1, -0.1):  # what tracing and clocks leave is no other distance
+        assert after(within).timeline.floors == built(record).timeline.floors and after(within).notes == []
+
+
 def test_a_graphs_latency_counts_from_the_entry_of_its_replay() -> None:
     # The replay takes 45, of which the launch call 30: the other 15 lie behind it.
     record = graphed()

@@ -10,7 +10,15 @@ import pytest
 from taxbreak_fx.errors import FormatError
 from taxbreak_fx.probes import RANGE, STEP
 from taxbreak_fx.recording import TracedStep
-from taxbreak_fx.trace import deepest_queue, kernel_latencies, read_events, spans, traced_steps
+from taxbreak_fx.trace import (
+    deepest_queue,
+    gaps_between,
+    kernel_gaps,
+    kernel_latencies,
+    read_events,
+    spans,
+    traced_steps,
+)
 
 TRACES = Path(__file__).parent / "traces"
 GEMM = "nvjet_tst_64x8_64x16_4x1_v_bz_TNN"
@@ -115,6 +123,13 @@ def test_a_graph_launch_issues_many_activities() -> None:
 def test_kernel_latencies_of_a_whole_trace() -> None:
     # kernels only, with or without a step: 906 − 900, then the three of step 0 and the one of step 1
     assert sorted(kernel_latencies(events_of("eager.json"))) == [6.0, 7.0, 7.75, 10.0, 27.0]
+
+
+def test_gaps_are_between_those_that_start_one_after_the_other() -> None:
+    assert gaps_between([(5.0, 6.0), (0.0, 2.0), (2.5, 5.5)]) == [0.5, 0.0]  # sorted; the last two overlap
+    assert gaps_between([(0.0, 2.0)]) == []
+    kernels = [{"cat": "kernel", "ts": 3.0, "dur": 1.0}, {"cat": "kernel", "ts": 0.0, "dur": 2.0}]
+    assert kernel_gaps([*kernels, {"cat": "cpu_op", "ts": 2.0, "dur": 9.0}]) == [1.0]
 
 
 def test_without_ranges_there_is_no_step() -> None:

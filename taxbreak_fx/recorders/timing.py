@@ -136,18 +136,25 @@ def capture_sites(bench: Bench, built: Built) -> Captured:
     return captured
 
 
-def time_variant(bench: Bench, name: str, reference: OutputReference) -> Timing:
+def time_variant(bench: Bench, name: str, reference: OutputReference, kept: dict[str, Built] | None = None) -> Timing:
     """Build ``name`` and measure it beside eager.  What fails after the pairs is recorded with its reason.
 
+    ``kept`` receives a graph captured by hand, to be traced later: another capture may take another time per node.
+    Whatever Dynamo compiled is released, since it cannot outlast what is compiled after it.
     Errors of building or running the variant itself pass through: they cost the variant.
     """
     built, compile_s = bench.build(name)
     if name not in ("eager", "eager-graph") and not built.graphs:
         built.notes.append("nothing was compiled: Dynamo captured no graph, so the step ran as it is")
+    keeping = False
     try:
         timing = time_built(bench, name, built, None if name == "eager" else compile_s, reference, hot_replays)
+        keeping = kept is not None and name == "eager-graph"
     finally:
-        built.release()
+        if not keeping:
+            built.release()
+    if kept is not None and keeping:
+        kept[name] = built
     # Only now: a twin's release would take what it shares with the variant, Dynamo's cache and the pool of the graphs.
     return time_graph_launches(bench, timing) if built.graphed else timing
 
