@@ -56,7 +56,7 @@ def test_every_capture_is_replayed_in_every_condition(fakes: None, tmp_path: Pat
 
 def test_without_kernels_there_is_no_time_per_node() -> None:
     assert per_node(100.0, [])["node_us"] is None
-    assert widest([{"case": "toy", "node_us": None}]) is None
+    assert widest([{"case": "toy", "node_us": None, "gap_us": None}]) is None
 
 
 def test_a_process_that_does_not_begin_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
