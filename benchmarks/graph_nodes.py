@@ -2,10 +2,10 @@
 
     python benchmarks/graph_nodes.py [--out benchmarks/results] [--captures 4] [--replays 30] [--only CASE ...]
 
-The step is captured several times; each capture is replayed alone, between eager steps, while half of the cores are
-busy, and while another process holds an idle context on the GPU.  T_wall each, un-instrumented, with the SM clock just
-after it; at the end each capture is traced.  Graphed steps have taken 0.3 µs per node more in some captures than in
-others (docs/method.md, "Timeline"); this tells whether the capture decides it, and nothing else does.
+The step is captured several times; the captures are replayed in turns: alone, between eager steps, while half of the
+cores are busy, and while another process holds an idle context on the GPU.  T_wall each, un-instrumented, with the SM
+clock just after it; at the end each capture is traced.  Graphed steps have taken 0.3 µs per node more in some captures
+than in others (docs/method.md, "Timeline"); this tells whether the capture decides it, and nothing else does.
 Writes OUT/graph_nodes.json = {claim, goal, unit, value, met, machine, rows}, again after every case.  CUDA only.
 """
 
@@ -17,7 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,14 @@ def beside(condition: str) -> Iterator[None]:
             process.communicate()
 
 
-def walls(bench: Bench, built: Built, condition: str, replays: int) -> list[float]:
-    """T_wall of so many replays, in microseconds."""
-    found = []
+def walls(bench: Bench, built: Sequence[Built], condition: str, replays: int) -> list[list[float]]:
+    """T_wall of so many replays of each capture, in turns, in microseconds."""
+    found: list[list[float]] = [[] for _ in built]
     for _ in range(replays):
-        if condition != ALONE:
-            bench.timed(bench.eager)
-        found.append(bench.timed(built)[0])
+        for own, graph in zip(found, built, strict=True):
+            if condition != ALONE:
+                bench.timed(bench.eager)
+            own.append(bench.timed(graph)[0])
     return found
 
 
@@ -82,11 +83,11 @@ def measure(name: str, bench: Bench, captures: int, replays: int) -> list[dict[s
     rows: list[dict[str, Any]] = []
     with torch.no_grad(), quiet_gc():
         built = [bench.build("eager-graph")[0] for _ in range(captures)]
-        for capture, graph in enumerate(built):
-            for condition in (ALONE, BETWEEN, BUSY, SHARED, ALONE):
-                with beside(condition):
-                    found = walls(bench, graph, condition, replays)
-                    clocks = describe_machine("cuda", calibration, None).conditions.gpu_clocks_mhz or {}
+        for condition in (ALONE, BETWEEN, BUSY, SHARED, ALONE):
+            with beside(condition):
+                timed = walls(bench, built, condition, replays)
+                clocks = describe_machine("cuda", calibration, None).conditions.gpu_clocks_mhz or {}
+            for capture, found in enumerate(timed):
                 row = {"case": name, "capture": capture, "condition": condition, "wall_us": statistics.median(found)}
                 rows.append(row | {"low_us": min(found), "high_us": max(found), "sm_mhz": clocks.get("sm")})
         events = [traced(bench, graph) for graph in built]  # last: the profiler leaves its process slower
