@@ -447,6 +447,15 @@ def test_a_step_that_fails_as_it_is_is_a_capture_error(error: Exception) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_a_step_compiles_nothing_more_whoever_asks_for_it() -> None:
+    bench = bench_of(Toy(), torch.ones(2, 8))
+    built, _ = bench.build("dynamo")
+    with torch.enable_grad():
+        output = bench.step(built)
+    assert len(built.graphs) == 1 and not output.requires_grad
+    built.release()
+
+
 def test_pairs_alternate_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = bench_of(nn.Identity(), torch.ones(1))
     other, order = copy.copy(bench.eager), []

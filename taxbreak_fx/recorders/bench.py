@@ -72,6 +72,7 @@ class Bench:
         built.graph_skips += skips if built.graphed else []
         return built, time.perf_counter() - started - (self._turn.waited_s - waited)
 
+    @torch.no_grad()  # on its own account: asked for without, Dynamo compiles the step once more, with a backward
     def step(self, built: Built) -> Any:
         """One step from the remembered state, device idle before and after; returns its output."""
         self.snapshot.restore()

@@ -208,9 +208,9 @@ def _graph_latency(bench: Bench, built: Built) -> list[float]:
 
 
 def _library_calls(bench: Bench, built: Built) -> tuple[dict[str, int] | None, str | None]:
-    bench.step(built)
     try:
         with torch.no_grad():
+            bench.step(built)
             return count_library_calls(lambda: bench.step(built)), None
     except (MeasurementError, OSError) as error:
         return None, one_line(error)
