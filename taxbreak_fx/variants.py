@@ -14,6 +14,8 @@ from typing import Any, cast
 from unittest import mock
 
 import torch
+import torch._dynamo
+from torch._dynamo.callback import CallbackArgs, CallbackTrigger, on_compile_end, on_compile_start
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taxbreak_fx.errors import CaptureError, UsageError
@@ -86,14 +88,13 @@ class _Compiled(Built):
     def __init__(self, workload: Workload, compiling: Compiling) -> None:
         self._switches: list[tuple[GraphSwitch, torch.fx.GraphModule]] = []
         self._calls = 0
-        self._compiling = compiling
+        _while_compiling(compiling)
         compiled = torch.compile(workload.call, backend=self._backend)
         super().__init__(lambda: compiled(*workload.args, **workload.kwargs))
 
     def _backend(self, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         self.graphs.append(graph_info(gm))
-        with self._compiling():
-            switch = GraphSwitch(self._compile(gm, example_inputs))
+        switch = GraphSwitch(self._compile(gm, example_inputs))
         self._switches.append((switch, gm))
         return switch
 
@@ -276,7 +277,8 @@ DESCRIPTIONS = {
 
 
 def build(name: str, workload: Workload, snapshot: Snapshot, compiling: Compiling = contextlib.nullcontext) -> Built:
-    """Build a variant by name.  Inside ``compiling`` a captured graph is compiled: nothing runs on the device then.
+    """Build a variant by name.  Inside ``compiling`` Dynamo captures, and a graph is compiled: nothing runs on the
+    device then.
 
     Raises ``UsageError`` for an unknown name, ``CaptureError`` when the step cannot be captured; torch's own errors
     (out of memory, unsupported op) pass through and cost this variant only.
@@ -294,6 +296,18 @@ def build(name: str, workload: Workload, snapshot: Snapshot, compiling: Compilin
     if name == "eager-graph":
         return _EagerGraph(workload, snapshot)
     raise UsageError(f"unknown variant {name!r}; known: {', '.join(DESCRIPTIONS)}")
+
+
+def _while_compiling(compiling: Compiling) -> None:
+    """Enter ``compiling`` while Dynamo captures a frame and its backend compiles it, until ``torch._dynamo.reset``."""
+    entered = contextlib.ExitStack()
+
+    def start(args: CallbackArgs) -> None:
+        if args.callback_trigger is CallbackTrigger.DYNAMO:  # CUDA graphs are recorded on the device
+            entered.enter_context(compiling())
+
+    on_compile_start(start)
+    on_compile_end(lambda args: entered.close())
 
 
 def compile_inductor(
