@@ -26,7 +26,6 @@ from taxbreak_fx.variant_record import Exposed
 
 # Conventions, not measurements: no clock is read between a launch and the end of its call.
 RETURN_SHARE = 0.1  # of a call's host time that lies behind its launches: an op launches last, and returns
-SLOW_NODES_US = 0.15  # nodes keep one of two distances (``recorders.tracing.node_gap``), 0.32 µs apart on an H200
 AFTER_SHARE = 0.1  # of what surrounds a graph callable or a graph launch that lies behind it: guards and copies precede
 TOP_LINES = 20
 BETWEEN, AROUND, GRAPH = "between recorded calls", "around compiled graphs", "graph-launch"
@@ -127,11 +126,8 @@ def timeline_of(
         names = ", ".join(sorted({name for name, site in step.syncs if site is None}))
         return f"the step blocks between recorded calls ({names}), at a place that the trace does not tell"
     notes = []
-    if trace.node_gap_us is not None and trace.node_gap_us >= SLOW_NODES_US:
-        floors = msgspec.structs.replace(floors, graph_gap_us=floors.graph_gap_us + trace.node_gap_us)
-        notes.append(
-            f"nodes of its CUDA graphs follow each other {trace.node_gap_us:.2f} µs later than null kernels do, traced"
-        )
+    if trace.node_gap_us is not None:  # of this very capture, not of null kernels in one of their own
+        floors = msgspec.structs.replace(floors, graph_gap_us=trace.node_gap_us)
     timeline = Timeline(items=tuple(_items(draft, library, issue_us, calls, syncs, floors)), floors=floors)
     streams = {call.work.stream for _, call in calls}
     if len(streams) > 1:
@@ -293,25 +289,29 @@ def _surrounded(
     before = glue * (1 - behind) / len(places) if places else 0.0
     graphs = [place.graph for place in places if place.graph is not None]
     runs = [len(list(run)) for _, run in itertools.groupby(graphs)]  # places of each graph callable
-    # Code between graph callables is part of what surrounds them: so are the launches that it makes.
-    loose = len(places) - len(graphs) if len(runs) > 1 else 0
+    # One callable is entered before all launches: those of no recorded call, as of copied inputs, it makes itself.
+    # Code between several is part of what surrounds them: so are the launches that it makes.
+    several = len(runs) > 1
+    loose = len(places) - len(graphs) if several else 0
     portion = around / max(1, len(runs) + loose)
     left = iter(runs)
     inside = 0
-    if not runs:
-        yield _Surroundings(around, AROUND)
+    if not several:
+        yield _Surroundings(portion * (1 - AFTER_SHARE) if runs else around, AROUND)
     for place in places:
-        if place.graph is None:
-            yield _Surroundings(portion if loose else 0.0, AROUND)
-        elif not inside:
+        if several and place.graph is None:
+            yield _Surroundings(portion, AROUND)
+        elif several and not inside:
             inside = next(left)
             yield _Surroundings(portion * (1 - AFTER_SHARE), AROUND)
         yield _Surroundings(before, BETWEEN)
         yield place
-        if place.graph is not None:
+        if several and place.graph is not None:
             inside -= 1
             yield _Surroundings(0.0 if inside else portion * AFTER_SHARE, AROUND)
     yield _Surroundings(glue * behind, BETWEEN)
+    if runs and not several:
+        yield _Surroundings(portion * AFTER_SHARE, AROUND)
 
 
 def _fitted(parts: Sequence[_Place | _Surroundings], gaps_us: Sequence[float]) -> list[_Place | _Surroundings]:

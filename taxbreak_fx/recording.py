@@ -224,8 +224,8 @@ class Trace(Record, frozen=True, kw_only=True):
 
     ``graph_latency_us``: API entry to first node start of each graph launch of the step on a drained stream.
     ``triton_kernels``: names of the author's Triton kernels in the process; a device kernel's name alone cannot tell.
-    ``node_gap_us``: from one node of the step's CUDA graphs to the next, beyond what lies between null kernels in a
-    graph, both traced and in the median; None without such nodes, or where null kernels were not traced.
+    ``node_gap_us``: from one node of the step's CUDA graphs to the next, in the median, less what tracing adds; None
+    without such nodes, or where that could not be told.
     """
 
     variant: str

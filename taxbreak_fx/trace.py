@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import statistics
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -148,10 +149,11 @@ def kernel_latencies(events: list[dict[str, Any]]) -> list[float]:
     return [_start(k) - _start(apis[_correlation(k)]) for k in kernels if _correlation(k) in apis]
 
 
-def kernel_gaps(events: list[dict[str, Any]]) -> list[float]:
-    """From the end of each kernel of a trace to the start of the next, in microseconds; 0 where they overlap."""
-    kernels = [(float(event["ts"]), float(event["dur"])) for event in events if event.get("cat") == "kernel"]
-    return gaps_between((start, start + duration) for start, duration in kernels)
+def kernel_period(events: list[dict[str, Any]]) -> float | None:
+    """Median from the start of a kernel of a trace to that of the next, in microseconds; None for fewer than two."""
+    starts = sorted(_start(event) for event in events if event.get("cat") == "kernel")
+    steps = [after - before for before, after in itertools.pairwise(starts)]
+    return statistics.median(steps) if steps else None
 
 
 def gaps_between(spans: Iterable[tuple[float, float]]) -> list[float]:

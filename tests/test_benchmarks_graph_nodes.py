@@ -39,6 +39,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph_nodes, "describe_machine", lambda *_: FACTS.machine)
     kernels = [{"cat": "kernel", "ts": 2.5 * number, "dur": 2.0} for number in range(40)]
     monkeypatch.setattr(graph_nodes, "traced", lambda bench, built: kernels)
+    monkeypatch.setattr(graph_nodes, "added_by_tracing", lambda: 0.125)
     monkeypatch.setattr(graph_nodes, "CONTEXT", graph_nodes.SPIN)
 
 
@@ -51,14 +52,15 @@ def test_every_capture_is_replayed_in_every_condition(fakes: None, tmp_path: Pat
     assert bench.ran[:6] == ["graph"] * 6 and bench.ran[6:18] == ["eager", "graph"] * 6
     assert [row["wall_us"] for row in rows[:2]] == [100.0, 110.0]
     assert [rows[0][key] for key in ("kernels", "device_us", "node_us", "gap_us")] == [40, 80.0, 0.5, 0.5]
-    assert widest(rows) == pytest.approx(0.25)
+    # 100 and 110 µs are 0.5 and 0.75 beyond the kernels, where 0.5 − 0.125 was traced.
+    assert widest(rows) == pytest.approx(0.375)
     result = write(tmp_path, rows, FACTS.machine)
     assert not result["met"] and json.loads((tmp_path / "graph_nodes.json").read_text())["value"] == result["value"]
 
 
 def test_without_kernels_there_is_no_time_per_node() -> None:
     assert per_node(100.0, [])["node_us"] is None
-    assert widest([{"case": "toy", "node_us": None, "gap_us": None}]) is None
+    assert widest([{"case": "toy", "node_us": None, "gap_us": None, "added_us": 0.1}]) is None
 
 
 def test_a_process_that_does_not_begin_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,10 +261,10 @@ def test_a_graphed_step_by_hand() -> None:
     assert sums(found.timeline.items) == pytest.approx((47.0, 0.0, 53.0))
     result = simulate(found.timeline)
     # 27 around and 5.1 of glue: the replay is entered at 32.1; its first node starts 20 later: 52.1…62.1, 62.6…72.6.
-    # It returns at 77.1; 3 around, 5.1 of glue and the call: 89.2, kernel 90.2…100.2.  5.1 and the call: 98.3, the
-    # second kernel waits for the first: 101.2…111.2.  1.7 of glue: 100.
-    assert [us for us in result.starts_us if us is not None] == pytest.approx([52.1, 90.2, 101.2])
-    assert (result.wall_us, result.host_us, result.device_us) == pytest.approx((119.2, 100.0, 40.0))
+    # It returns at 77.1; 5.1 of glue and the call: 86.2, kernel 87.2…97.2.  5.1 and the call: 95.3, the second kernel
+    # waits for the first: 98.2…108.2.  1.7 of glue and 3 around: 100.
+    assert [us for us in result.starts_us if us is not None] == pytest.approx([52.1, 87.2, 98.2])
+    assert (result.wall_us, result.host_us, result.device_us) == pytest.approx((116.2, 100.0, 40.0))
     families = {one.family for one in found.timeline.items}
     assert {AROUND, BETWEEN, "graph-launch"} <= families
 
@@ -282,25 +282,32 @@ def test_a_step_of_which_nothing_was_graphed_is_its_launches() -> None:
     assert [one.action.kind for one in found.timeline.items if isinstance(one.action, Work)] == ["kernel", "kernel"]
 
 
-def test_nodes_of_a_graph_that_keep_a_greater_distance_are_laid_out_so() -> None:
+def test_inputs_are_copied_by_the_callable_that_the_frame_leads_to() -> None:
     record = graphed()
     assert record.trace is not None
-    before = simulate(built(record).timeline)
+    copies = [activity("Memcpy DtoD", 150.0 + 20 * i, 10.0, launch=i, kind="memcpy") for i in range(2)]
+    nodes = [msgspec.structs.replace(one, launch=2) for one in record.trace.step.activities if one.launch == 0]
+    launches = [launch("memop"), launch("memop"), record.trace.step.launches[0]]
+    traced = step([*copies, *nodes], launches, sites=1)
+    found = built(msgspec.structs.replace(record, trace=msgspec.structs.replace(record.trace, step=traced)))
+    # 27 around, then 22.5 of glue in three: a copy, a copy, the graph.
+    first = next(index for index, item in enumerate(found.timeline.items) if isinstance(item.action, Work))
+    assert sum(item.ft_us for item in found.timeline.items[:first]) == pytest.approx(27.0 + 22.5 / 3)
 
-    def after(gap_us: float) -> Built:
-        assert record.trace is not None
-        slower = msgspec.structs.replace(record.trace, node_gap_us=gap_us)
-        return built(msgspec.structs.replace(record, trace=slower))
 
-    slow = after(0.32)
-    assert slow.timeline.floors.graph_gap_us == pytest.approx(built(record).timeline.floors.graph_gap_us + 0.32)
-    assert "nodes of its CUDA graphs follow each other 0.32 µs later" in slow.notes[0]
-    later = simulate(slow.timeline)
-    ends = [next(us for us in found.ends_us if us is not None) for found in (before, later)]
-    assert ends[1] - ends[0] == pytest.approx(0.32)  # one gap between its two nodes
-    assert later.device_us == pytest.approx(before.device_us)  # a gap is no work
-    for within in (0.1, -0.1):  # what tracing and clocks leave is no other distance
-        assert after(within).timeline.floors == built(record).timeline.floors and after(within).notes == []
+def test_nodes_of_a_graph_keep_the_distance_of_their_own_capture() -> None:
+    record = graphed()
+    assert record.trace is not None
+    before = built(record)
+    for gap_us in (0.32, -0.05):
+        traced = msgspec.structs.replace(record.trace, node_gap_us=gap_us)
+        found = built(msgspec.structs.replace(record, trace=traced))
+        assert found.timeline.floors == msgspec.structs.replace(before.timeline.floors, graph_gap_us=gap_us)
+        own, other = simulate(found.timeline), simulate(before.timeline)
+        ends = [next(us for us in one.ends_us if us is not None) for one in (other, own)]
+        # One gap between its two nodes, which is no work; nodes that overlap share theirs.
+        assert ends[1] - ends[0] == pytest.approx(gap_us - before.timeline.floors.graph_gap_us)
+        assert own.device_us == pytest.approx(other.device_us + min(0.0, gap_us))
 
 
 def test_a_graphs_latency_counts_from_the_entry_of_its_replay() -> None:

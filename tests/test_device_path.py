@@ -12,7 +12,7 @@ import pytest
 from sample_review import machine
 
 from taxbreak_fx import calibrate, device_path, launch_path, native, trace
-from taxbreak_fx.device_path import FEW, MANY, ROUNDS, answered_us, measure_device_path, null_graph, periods
+from taxbreak_fx.device_path import FEW, MANY, ROUNDS, LikeNodes, answered_us, measure_device_path, periods
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.machine import DevicePath, LaunchPath
 from taxbreak_fx.record import Percentiles
@@ -228,10 +228,12 @@ def test_the_device_path_is_whole_and_a_graph_is_no_slower_than_a_stream() -> No
 
 
 @pytest.mark.gpu
-def test_a_graph_of_null_kernels_is_traced_node_by_node() -> None:
-    from taxbreak_fx.recorders.tracing import profiled
+def test_what_tracing_adds_to_a_node_is_told_by_nodes_that_are_all_alike() -> None:
+    from taxbreak_fx.recorders.tracing import added_by_tracing, profiled
 
-    events = profiled(null_graph())
-    assert len(trace.kernel_durations(events)) == FEW
-    gaps = trace.kernel_gaps(events)
-    assert len(gaps) == FEW - 1 and all(us >= 0.0 for us in gaps)
+    nodes = LikeNodes()
+    events = profiled(nodes.run)
+    durations = trace.kernel_durations(events)
+    assert len(durations) == MANY and min(durations) > 0.0
+    assert nodes.period_us() > 0.0
+    assert abs(added_by_tracing()) < nodes.period_us()

@@ -487,7 +487,9 @@ def test_a_gpu_is_measured_whole() -> None:
     assert profile.number("device.copy_gb_s") > 100
     assert {row.library for row in profile.libraries} & {"cuBLAS", "cuBLASLt"}
     linear = [op for op in profile.ops if op.family == "gemm"]
-    assert linear and all(op.kernels and op.ct_us for op in linear)
+    # A product may be split, by its shape, into two kernels: then its calls agree on no number.
+    assert linear and all(op.ct_us and (op.kernels is None or op.kernels >= 1) for op in linear)
+    assert any(op.kernels for op in linear)
     assert {"gemm", "attention", "elementwise", "grouped-gemm"} <= {grid.family for grid in profile.device.grids}
     assert any("scaled_dot_product" in choice.op for choice in profile.device.attention)
 

@@ -645,20 +645,34 @@ def nodes(gap_us: float, count: int) -> TracedStep:
     return TracedStep(activities=[alone, *activities], launches=launches, syncs=[], sites=0)
 
 
-def test_the_gap_between_a_graphs_nodes_is_beyond_that_of_null_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    null = [{"cat": "kernel", "ts": 1.1 * number, "dur": 1.0} for number in range(20)]
-    monkeypatch.setattr(tracing, "null_graph", lambda: None)
-    monkeypatch.setattr(tracing, "profiled", lambda run: null)
+class Alike:
+    """Nodes whose un-instrumented period changes with the clock: 2.0 µs, then 2.1."""
+
+    def __init__(self) -> None:
+        self._periods = iter([2.0, 2.1])
+
+    def run(self) -> None:
+        """Nothing is replayed."""
+
+    def period_us(self) -> float:
+        return next(self._periods)
+
+
+def test_the_gap_between_a_graphs_nodes_is_free_of_what_tracing_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = [{"cat": "kernel", "ts": 2.15 * number, "dur": 1.9} for number in range(20)]
+    monkeypatch.setattr(tracing, "LikeNodes", Alike)
+    monkeypatch.setattr(tracing, "profiled", lambda run: traced)
+    assert tracing.added_by_tracing() == pytest.approx(2.15 - 2.05)
     found, failure = tracing.node_gap(nodes(0.42, 30))
     assert found == pytest.approx(0.32) and failure is None
     assert tracing.node_gap(nodes(0.42, 5)) == (None, None)  # too few to tell
-    monkeypatch.setattr(tracing, "profiled", lambda run: null[:3])
-    assert tracing.node_gap(nodes(0.42, 30)) == (None, "the trace holds 2 gaps between null kernels")
+    monkeypatch.setattr(tracing, "profiled", lambda run: [])
+    assert tracing.node_gap(nodes(0.42, 30)) == (None, "the trace holds no node of a graph of like kernels")
 
     def missing() -> None:
         raise MeasurementError("no C compiler was found")
 
-    monkeypatch.setattr(tracing, "null_graph", missing)
+    monkeypatch.setattr(tracing, "LikeNodes", missing)
     assert tracing.node_gap(nodes(0.42, 30)) == (None, "no C compiler was found")
 
 

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from taxbreak_fx import calibrate, trace
 from taxbreak_fx.capture import CapturedCall
-from taxbreak_fx.device_path import null_graph
+from taxbreak_fx.device_path import LikeNodes
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.launch_path import reason_of
 from taxbreak_fx.library_calls import count_library_calls
@@ -176,11 +176,12 @@ def agreed(steps: list[TracedStep]) -> tuple[TracedStep, list[str]]:
 
 
 def node_gap(step: TracedStep) -> tuple[float | None, str | None]:
-    """Median from one node of the step's CUDA graphs to the next, beyond that between null kernels in a graph.
+    """Median from one node of the step's CUDA graphs to the next, less what tracing adds to a node; microseconds.
 
-    Both are traced, so that what tracing adds cancels.  A graph's nodes keep one distance or another from capture to
-    capture (H200, 2026-11-23: traced 0.10 or 0.42 µs, the same step in two captures, and T_wall accordingly).  None
-    with its reason where null kernels cannot be traced; (None, None) where the step has fewer than ``FEWEST_GAPS``.
+    A graph's nodes keep one distance or another from capture to capture (H200, 2026-11-24: traced 0.10 or 0.42 µs, the
+    same step in two captures, and T_wall accordingly).  What tracing adds is the period of like nodes in a graph of
+    their own, traced less un-instrumented.  None with its reason where that cannot be had; (None, None) where the
+    step has fewer than ``FEWEST_GAPS``.
     """
     gaps: list[float] = []
     for index, launch in enumerate(step.launches):
@@ -190,12 +191,24 @@ def node_gap(step: TracedStep) -> tuple[float | None, str | None]:
     if len(gaps) < FEWEST_GAPS:
         return None, None
     try:
-        null = trace.kernel_gaps(profiled(null_graph()))
+        added = added_by_tracing()
     except Exception as error:  # no compiler, or whatever it, the driver or the profiler raises: costs this number only
         return None, reason_of(error)
-    if len(null) < FEWEST_GAPS:
-        return None, f"the trace holds {len(null)} gaps between null kernels"
-    return statistics.median(gaps) - statistics.median(null), None
+    return statistics.median(gaps) - added, None
+
+
+def added_by_tracing() -> float:
+    """How much later a node of a CUDA graph begins after the one before it when it is traced; microseconds.
+
+    Un-instrumented before and behind the trace: the device's clock may change.  Raises ``MeasurementError`` when the
+    profiler returns no such nodes, and as ``LikeNodes``.
+    """
+    nodes = LikeNodes()
+    before = nodes.period_us()
+    traced = trace.kernel_period(profiled(nodes.run))
+    if traced is None:
+        raise MeasurementError("the trace holds no node of a graph of like kernels")
+    return traced - (before + nodes.period_us()) / 2
 
 
 def _graph_latency(bench: Bench, built: Built) -> list[float]:
