@@ -1,12 +1,13 @@
 """Claim: a variant reviewed against itself never reports a change.
 
     python benchmarks/repeatability.py [--out benchmarks/results] [--model gpt2] [--device auto] [--reviews 20]
-                                       [--processes 10] [--budget 1]
+                                       [--processes 10] [--budget 1] [--jobs 1]
 
 (a) Eager against eager, ``--reviews`` times in one process, by the timing stage and the comparison of any variant.
 (b) HDBI and T_host over ``--processes`` fresh processes: a fact about the machine, with no goal.
-Writes OUT/repeatability.json = {claim, goal, unit, value, met, machine, rows}, after (a) and again after every process;
-``--processes 0`` leaves (b) out.
+Writes OUT/repeatability.json = {claim, goal, unit, value, met, machine, rows}, after (a) and again after every process.
+``--reviews 0`` and ``--processes 0`` keep what that file already holds of (a) and of (b).  With --jobs, processes start
+side by side; they take turns on the device.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +98,24 @@ def row(number: int, base: Recording, eager: Variant, timed: Timing) -> dict[str
     }
 
 
-def fresh_processes(request: ReviewRequest, processes: int) -> Iterator[dict[str, Any]]:
-    """HDBI and T_host of eager, one row per fresh process."""
-    for number in range(processes):
+def fresh_processes(request: ReviewRequest, processes: int, jobs: int) -> Iterator[dict[str, Any]]:
+    """HDBI and T_host of eager, one row per fresh process, with the score of its host meanwhile."""
+
+    def fresh(number: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
-            eager = supervise(request, Path(folder), lambda event: None).variant("eager")
-        yield {
+            review = supervise(request, Path(folder), lambda event: None)
+        eager, score = review.variant("eager"), review.machine.calibration.host_reference
+        return {
             "what": f"process {number + 1}",
+            "date": review.machine.date,
             "host_us": eager.t_host_us.median if eager.t_host_us else None,
             "hdbi": eager.breakdown.hdbi if eager.breakdown else None,
+            "host_reference_us": score.us if score else None,
             "reason": eager.reason or (eager.breakdown.unmeasured.get("hdbi") if eager.breakdown else None),
         }
+
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(fresh, range(processes))
 
 
 def spread(rows: list[dict[str, Any]], name: str) -> float | None:
@@ -125,6 +134,7 @@ def main() -> None:
     parser.add_argument("--reviews", type=int, default=20)
     parser.add_argument("--processes", type=int, default=10)
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of timed pairs per review")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     options = parser.parse_args()
     request = ReviewRequest(
         model=options.model,
@@ -134,23 +144,32 @@ def main() -> None:
         variants=("eager",),
         budget_s=options.budget,
     )
-    rows, review = against_itself(request, options.reviews)
-    shown = [[line["what"], line["wall_ratio"], line["low"], line["high"], "; ".join(line["changes"])] for line in rows]
-    print(
-        tabulate(shown, headers=("review", "wall ratio", "low", "high", "changes reported"), floatfmt=".4f"), flush=True
-    )
-    facts: list[dict[str, Any]] = []
-    result = write(options.out, review, rows, facts)
-    for line in fresh_processes(request, options.processes):
+    path = options.out / "repeatability.json"
+    before = msgspec.json.decode(path.read_bytes()) if path.exists() else {"rows": []}
+    facts = [line for line in before["rows"] if "wall_ratio" not in line]
+    if options.reviews:
+        rows, review = against_itself(request, options.reviews)
+        keys = ("what", "wall_ratio", "low", "high")
+        shown = [[*(line[key] for key in keys), "; ".join(line["changes"])] for line in rows]
+        print(tabulate(shown, headers=(*keys, "changes reported"), floatfmt=".4f"), flush=True)
+        model = f"{review.model} {review.step.phase}, {review.step.dtype}, sequence {review.step.seq_len}"
+        known = {"model": model, "machine": msgspec.to_builtins(review.machine)}
+    else:
+        rows = [line for line in before["rows"] if "wall_ratio" in line]
+        known = {key: before.get(key) for key in ("model", "machine")}
+    if options.processes:
+        facts = []
+    result = write(path, known, rows, facts)
+    for line in fresh_processes(request, options.processes, options.jobs):
         facts.append(line)
         print(line, flush=True)
-        result = write(options.out, review, rows, facts)
+        result = write(path, known, rows, facts)
     print(f"{CLAIM}: {result['value']} of {len(rows)} did, goal 0")
     print(f"over {len(facts)} fresh processes: CV of T_host {result['host_cv']}, of HDBI {result['hdbi_cv']}")
 
 
-def write(out: Path, review: Review, rows: list[dict[str, Any]], facts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Replace the result file by what is known so far; returns what it holds."""
+def write(path: Path, known: dict[str, Any], rows: list[dict[str, Any]], facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Replace the result file by what is known so far; returns what it holds.  ``known``: model and machine of (a)."""
     wrong = sum(bool(line["changes"]) for line in rows)
     result = {
         "claim": CLAIM,
@@ -158,15 +177,14 @@ def write(out: Path, review: Review, rows: list[dict[str, Any]], facts: list[dic
         "unit": f"A/A reviews of {len(rows)} that report a change",
         "value": wrong,
         "met": wrong == 0 and len(rows) >= 20,
-        "model": f"{review.model} {review.step.phase}, {review.step.dtype}, sequence {review.step.seq_len}",
         "host_cv": spread(facts, "host_us"),
         "hdbi_cv": spread(facts, "hdbi"),
         "processes": len(facts),
-        "machine": msgspec.to_builtins(review.machine),
+        **known,
         "rows": rows + facts,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "repeatability.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
     return result
 
 
