@@ -20,7 +20,7 @@ import torch._inductor.compile_fx
 from fake_recording import timing
 from torch import nn
 
-from taxbreak_fx import replay
+from taxbreak_fx import replay, tick_cost
 from taxbreak_fx.capture import CapturedCall
 from taxbreak_fx.errors import CaptureError, MeasurementError
 from taxbreak_fx.model import StepInfo
@@ -36,7 +36,7 @@ from taxbreak_fx.recorders.timing import REFERENCE_ROUNDS, null_launches_us, rea
 from taxbreak_fx.recorders.tracing import agreed, triton_kernels
 from taxbreak_fx.recording import Activity, HostFacts, Launch, Timing, TracedStep
 from taxbreak_fx.stages import Stage
-from taxbreak_fx.tick_cost import routing_cost_us
+from taxbreak_fx.tick_cost import TickCost, routing_cost_us
 from taxbreak_fx.turn import Turn
 from taxbreak_fx.variants import Built
 from taxbreak_fx.workload import Workload
@@ -343,7 +343,7 @@ def test_spans_are_the_step_without_the_clocks_own_cost(
     # A pair of reads: the rest of the first and the start of the second lie between their values, the others outside.
     cost = (before + after) / 1e3
     monkeypatch.setattr("time.perf_counter_ns", step.read)
-    monkeypatch.setattr(recorders_in_situ, "observation_cost_us", lambda mechanism, device: (cost, cost))
+    monkeypatch.setattr(recorders_in_situ, "observation_cost_us", lambda mechanism: (cost, cost))
     monkeypatch.setattr(recorders_in_situ, "clock_cost_us", lambda: (cost, cost))
     spans, clock, _ = in_situ(bench, step, 2)
     speed = 1.5 if before == 0 else 1.0  # the median of as many steps at 1 as at 2
@@ -399,7 +399,24 @@ def test_reads_inside_a_site_and_the_calls_of_a_drained_pass_are_no_part_of_it(m
     bench.budget_s, bench.device = 0.0, "cuda"
     step = Routed()
     monkeypatch.setattr("time.perf_counter_ns", step.read)
-    monkeypatch.setattr(recorders_in_situ, "observation_cost_us", lambda mechanism, device: (0.15, 0.15))
+    beside: list[str] = []
+
+    class Cost:
+        """What the reads cost, and when that was sampled."""
+
+        def __init__(self, device: str) -> None:
+            assert device == "cuda"
+
+        def plain(self) -> None:
+            beside.append("plain")
+
+        def clocked(self) -> None:
+            beside.append("clocked")
+
+        def cost_us(self) -> tuple[float, float]:
+            return 0.15, 0.15
+
+    monkeypatch.setattr(recorders_in_situ, "TickCost", Cost)
     monkeypatch.setattr(recorders_in_situ, "clock_cost_us", lambda: (0.15, 0.15))
     monkeypatch.setattr(recorders_in_situ, "routing_cost_us", lambda device: 0.4)
     spans, clock, drained = in_situ(bench, step, 2)
@@ -407,6 +424,7 @@ def test_reads_inside_a_site_and_the_calls_of_a_drained_pass_are_no_part_of_it(m
     assert clock.site_us == pytest.approx([30, 20])
     assert spans.sites_us == pytest.approx(50)
     assert spans.glue_us + spans.sites_us == pytest.approx(spans.host_us)
+    assert beside == ["plain", "clocked"] * MIN_PASSES  # once before each clocked step, once before each plain one
     # Ticks inside the site of a drained pass are calls that return at once: what they cost is not in this script.
     assert [us + 2 * 0.3 * (number == 0) for number, us in enumerate(drained.site_us)] == pytest.approx([30, 20])
 
@@ -486,19 +504,61 @@ def test_errors_in_one_line() -> None:
 # --- what observation costs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mechanism", ["ticks", "generated", "function mode", "stand-in"])
+@pytest.mark.parametrize("mechanism", ["generated", "function mode", "stand-in"])
 def test_the_cost_of_observing_a_site_is_microseconds(mechanism: str) -> None:
-    inside, outside = observation_cost_us(mechanism, "cpu")
-    # Ticks are measured as a difference of two steps, which a busy host may turn about.
-    assert (0.0 if mechanism != "ticks" else -100.0) < inside + outside < 100.0
+    inside, outside = observation_cost_us(mechanism)
+    assert 0.0 < inside + outside < 100.0
 
 
-# --- frame ----------------------------------------------------------------------------------------------------------
+class Moments:
+    """A program of 100 sites on a scripted clock: 1 ms, clocked a tenth more, all of it as slow as the host is."""
+
+    sites = 100
+
+    def __init__(self) -> None:
+        self.now, self.slowness, self.reading = 0, 1, False
+        self.ticks = self
+
+    def step(self) -> None:
+        """Run it."""
+        self.now += (1_100_000 if self.reading else 1_000_000) * self.slowness
+
+    def sync(self) -> None:
+        """Nothing runs elsewhere."""
+
+    @contextlib.contextmanager
+    def installed(self, probe: Any) -> Iterator[None]:
+        """With its sites clocked."""
+        self.reading = True
+        yield
+        self.reading = False
+
+
+def test_the_cost_of_ticks_is_that_of_the_moments_at_which_it_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Moments()
+    monkeypatch.setattr(tick_cost, "_program", lambda device: program)
+    monkeypatch.setattr(tick_cost, "inline_cost_us", lambda: (0.1, 0.3))
+    monkeypatch.setattr("time.perf_counter_ns", lambda: program.now)
+
+    def sampled(*slowness: int) -> tuple[float, float]:
+        cost = TickCost("cpu")
+        for program.slowness in slowness:
+            cost.plain()
+            cost.clocked()
+        return cost.cost_us()
+
+    assert sampled(1, 1, 1) == pytest.approx((0.25, 0.75))  # 100 µs over 100 sites, split as in the tight loop
+    assert sampled(1, 2, 2) == pytest.approx((0.5, 1.5))  # the middle speed
+    program.sites = 10_000
+    assert sampled(1, 1, 1) == pytest.approx((0.1, 0.3))  # no less than the tight loop
 
 
 def test_a_routed_site_costs_more_than_one_clocked_in_the_code() -> None:
     # Six Python calls a site, against none: that is no noise.
     assert 0.0 < routing_cost_us("cpu") < 50.0
+
+
+# --- frame ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_frame_of_a_compiled_graph() -> None:

@@ -22,7 +22,7 @@ from taxbreak_fx.observe import EagerSites, wrapper_sites
 from taxbreak_fx.probes import ClockProbe, DrainProbe, between, clock_cost_us
 from taxbreak_fx.recorders.bench import Bench, quiet_gc, usage
 from taxbreak_fx.recording import InSitu, Spans
-from taxbreak_fx.tick_cost import routing_cost_us, tick_cost_us
+from taxbreak_fx.tick_cost import TickCost, routing_cost_us
 from taxbreak_fx.variants import Built
 
 MIN_PASSES, MAX_PASSES = 12, 60
@@ -31,14 +31,12 @@ FEWEST_STEPS = 2 + 2 * MIN_PASSES + 4 * MIN_PASSES // DRAIN_EVERY
 _REPEATS = 2_000
 
 
-def observation_cost_us(mechanism: str, device: str) -> tuple[float, float]:
+def observation_cost_us(mechanism: str) -> tuple[float, float]:
     """What observing one site adds, in microseconds: (inside the site, outside it), by ``Built.mechanism``.
 
-    ``ticks`` are measured in a program of mixed calls; ``generated`` calls cost the clock and themselves;
+    ``ticks`` have a measure of their own (``TickCost``); ``generated`` calls cost the clock and themselves;
     ``function mode`` and ``stand-in`` are measured on cheap real calls with and without the mechanism.
     """
-    if mechanism == "ticks":
-        return tick_cost_us(device)
     if mechanism == "generated":
         return clock_cost_us()
     if mechanism == "function mode":
@@ -129,7 +127,7 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
     The last is of a drained device, None on the CPU and for graphed steps.  Raises ``MeasurementError`` when a pass
     meets another number of sites: the step is not the same work each time.
     """
-    inside, outside = observation_cost_us(built.mechanism, bench.device)
+    ticks = TickCost(bench.device) if built.mechanism == "ticks" else None
     mark = clock_cost_us()
     nested = [0] * sites if built.ticks is None else built.ticks.nested
     clocked: list[_Pass] = []
@@ -144,7 +142,11 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
         before = bench.timed(built)[1]
         faults = bench.faults
         while len(clocked) < MIN_PASSES or (len(clocked) < MAX_PASSES and time.perf_counter() < deadline):
+            if ticks is not None:
+                ticks.plain()
             clocked.append(_observed(bench, built, ClockProbe(), sites, before))
+            if ticks is not None:  # so that the plain step, too, comes behind other code
+                ticks.clocked()
             before = clocked[-1].after = bench.timed(built)[1]
             plain_faults.append(bench.faults - faults)
             if draining and len(clocked) % DRAIN_EVERY == 0:
@@ -153,6 +155,7 @@ def in_situ(bench: Bench, built: Built, sites: int) -> tuple[Spans, InSitu, InSi
                 bench.timed(built)
                 before = drained[-1].after = bench.timed(built)[1]
             faults = bench.faults
+    inside, outside = observation_cost_us(built.mechanism) if ticks is None else ticks.cost_us()
     own_faults = [one.faults for one in clocked]
     passes = [(one.total, one.before, one.after) for one in clocked]
     clocked, drained = _steady(clocked), _steady(drained)
