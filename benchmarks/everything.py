@@ -63,7 +63,6 @@ def steps(jobs: int) -> dict[str, Step]:
             _script("spine", "--timeout", "240", "--jobs", str(jobs), "--journals", "{out}/spine"), 3600.0, goes_on=True
         ),
         "closure": Step(_script("closure"), 60.0, summary=True),
-        "graph-nodes": Step(_script("graph_nodes"), 150.0),
         "calibrate": Step(
             (*TAXBREAK, "calibrate", "--out", "{out}/profile.json", "--name", "h200", "--budget", "260"), 330.0
         ),

@@ -20,7 +20,7 @@ from taxbreak_fx.draft import Draft
 from taxbreak_fx.kinds import is_wrapper_line, kernel_kind, site_kind
 from taxbreak_fx.machine import Calibration
 from taxbreak_fx.record import SourceLine
-from taxbreak_fx.recording import Activity, Trace
+from taxbreak_fx.recording import Activity, Timing, Trace
 from taxbreak_fx.timeline import Floors, Item, Piece, Simulator, Sync, Timeline, Work, launch_latency
 from taxbreak_fx.variant_record import Exposed
 
@@ -126,13 +126,31 @@ def timeline_of(
         names = ", ".join(sorted({name for name, site in step.syncs if site is None}))
         return f"the step blocks between recorded calls ({names}), at a place that the trace does not tell"
     notes = []
-    if trace.node_gap_us is not None:  # of this very capture, not of null kernels in one of their own
-        floors = msgspec.structs.replace(floors, graph_gap_us=trace.node_gap_us)
+    if graphs:
+        gap_us = node_gap(timing, [call.work for _, call in calls if call.work.kind == "graph"])
+        if isinstance(gap_us, str):
+            notes.append(f"nodes of its CUDA graphs are taken to follow each other as null kernels do: {gap_us}")
+        elif gap_us is not None:
+            floors = msgspec.structs.replace(floors, graph_gap_us=gap_us)
     timeline = Timeline(items=tuple(_items(draft, library, issue_us, calls, syncs, floors)), floors=floors)
     streams = {call.work.stream for _, call in calls}
     if len(streams) > 1:
         notes.append(f"work on {len(streams)} streams runs side by side: the trace does not tell what they wait for")
     return Built(timeline, source, notes)
+
+
+def node_gap(timing: Timing, works: Sequence[Work]) -> float | str | None:
+    """From the end of a node of the step's CUDA graphs until the next one starts, so that traced durations add up to
+    the un-instrumented times of the graphs; below zero where nodes overlap.  The reason where those were not measured;
+    None where no graph has a second node.
+    """
+    if timing.graph_span_us is None:
+        return timing.graph_span_failure or "not measured by the version that timed it"
+    if len(timing.graph_span_us) != len(works):
+        return f"{len(timing.graph_span_us)} graphs were timed on the device, {len(works)} traced"
+    gaps = sum(len(work.pieces) - 1 for work in works)
+    traced = sum(piece.us for work in works for piece in work.pieces)
+    return (sum(timing.graph_span_us) - traced) / gaps if gaps else None
 
 
 def exposed_of(built: Built | str, wall_us: float) -> Exposed:

@@ -7,7 +7,6 @@ the host, and what they take together is the device's alone.  CUDA only.
 from __future__ import annotations
 
 import ctypes
-import statistics
 import time
 from collections.abc import Callable, MutableSequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from taxbreak_fx.errors import MeasurementError
-from taxbreak_fx.launch_path import CODES, LIMIT_NS, NOT_TRACED, POLLS, WARM, Kernel, LaunchLoop, reason_of
+from taxbreak_fx.launch_path import CODES, LIMIT_NS, NOT_TRACED, POLLS, WARM, LaunchLoop, reason_of
 from taxbreak_fx.machine import DevicePath, LaunchPath
 from taxbreak_fx.stats import percentiles
 from taxbreak_fx.timeline import sync_return
@@ -25,7 +24,6 @@ ROUNDS = 30
 COLD_SAMPLES = 150
 COLD_BYTES = 8 << 20  # larger than a core's own caches, so that code and data come from beyond them, as after a step
 HOLD_POLLS = 50  # reads over the bus by which a kernel lasts tens of µs: longer than the host takes to start waiting
-NODE_POLLS = 3  # reads of the device's memory by which a kernel lasts one to three µs
 _QUESTION, _ANSWER, _FLAG = 0, 32, 64  # words 128 bytes apart: two in one cache line would meet there
 
 
@@ -73,36 +71,6 @@ def held_null_kernels() -> tuple[Callable[[], None], int]:
     return run, MANY
 
 
-class LikeNodes:
-    """A CUDA graph of kernels that are all alike and last a few µs, longer than the device takes to begin a node: what
-    a traced node takes beyond its un-instrumented ``period_us`` is what tracing adds.
-
-    Raises ``MeasurementError`` as ``LaunchLoop`` does.
-    """
-
-    def __init__(self) -> None:
-        self._held = HeldStream(LaunchLoop())
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="relaxed"):
-            self._held.issue_polling(MANY)
-        self.run()  # the first replay of a graph also uploads it
-
-    def run(self) -> None:
-        """Replay it once, and wait."""
-        self._graph.replay()
-        torch.cuda.synchronize()
-
-    def period_us(self) -> float:
-        """From the start of a node to that of the next, median over ``ROUNDS``: of two replays less one."""
-
-        def twice() -> None:
-            self._graph.replay()
-            self._graph.replay()
-
-        once, of = self._graph.replay, self._held.released_us
-        return statistics.median((of(twice) - of(once)) / MANY for _ in range(ROUNDS))
-
-
 def periods(elapsed_us: Callable[[int], float]) -> list[float]:
     """Microseconds per kernel, from how long ``FEW`` and ``MANY`` of them took in each round: what else lies between
     the two moments is in both and cancels."""
@@ -132,25 +100,15 @@ class HeldStream:
         flag = ctypes.c_void_p(self._flag_at), ctypes.c_int32(1)
         self._flag = loop.kernel(null_kernel.flag_image(), self._stream, *flag)
         self._null = loop.kernel(null_kernel.null_image(), self._stream)
-        self._asked = torch.zeros(64, dtype=torch.int32, device="cuda")  # never: the kernel ends after its polls
-        places = ctypes.c_void_p(self._asked.data_ptr()), ctypes.c_void_p(self._asked.data_ptr() + 4 * _ANSWER)
-        self._polling = loop.kernel(image, self._stream, *places, ctypes.c_int32(1), ctypes.c_int32(NODE_POLLS))
-        for kernel in (self._busy, self._flag, self._null, self._polling):
+        for kernel in (self._busy, self._flag, self._null):
             loop.issue(kernel, self._stream)  # the first launch of a kernel may load it, and wait for the device
         torch.cuda.synchronize()
 
     def issue(self, count: int) -> None:
         """So many null kernels on the current stream, which may be recording a graph."""
-        self._issue(self._null, count)
-
-    def issue_polling(self, count: int) -> None:
-        """So many kernels of ``NODE_POLLS`` reads of the device's own memory, likewise."""
-        self._issue(self._polling, count)
-
-    def _issue(self, kernel: Kernel, count: int) -> None:
         stream = torch.cuda.current_stream().cuda_stream
         for _ in range(count):
-            self._loop.issue(kernel, stream)
+            self._loop.issue(self._null, stream)
 
     def released_us(self, issue: Callable[[], None]) -> float:
         """From the release of the stream until what ``issue`` put on it has run, as the host sees it."""

@@ -66,6 +66,7 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
     peaks = _all([timing.peak_memory_bytes for timing in timings])
     launches = _all([timing.graph_launch_us for timing in timings])
     first_nodes = _all([timing.graph_first_node_us for timing in timings])
+    graph_spans = _all([timing.graph_span_us for timing in timings])
     sites, ordinal = [], 0
     for timing in timings:
         sites += [msgspec.structs.replace(site, graph=ordinal + site.graph) for site in timing.sites]
@@ -94,6 +95,8 @@ def merge_timings(timings: Sequence[Timing]) -> Timing:
         graph_first_node_failure=next(
             (t.graph_first_node_failure for t in timings if t.graph_first_node_failure), None
         ),
+        graph_span_us=None if graph_spans is None else [us for one in graph_spans for us in one],
+        graph_span_failure=next((t.graph_span_failure for t in timings if t.graph_span_failure), None),
         output_check=check,
         output_failure=failure,
         output_floor=floor,

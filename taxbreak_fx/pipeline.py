@@ -21,7 +21,6 @@ from taxbreak_fx.recorders.tracing import trace_variant, traced_floor
 from taxbreak_fx.recording import HostFacts
 from taxbreak_fx.stages import Outcome, Result, Stage
 from taxbreak_fx.turn import Turn, turn_on
-from taxbreak_fx.variants import Built
 from taxbreak_fx.workload import Workload
 
 _STICKY = (
@@ -49,7 +48,6 @@ class Runner:
         with self._turn():
             self._bench = Bench(workload, device, budget_s, self._turn)
         self._reference = OutputReference(self._bench)
-        self._kept: dict[str, Built] = {}  # timed, and not yet traced
 
     def run(self, stage: Stage) -> Outcome:
         """Run one stage.  ``KeyboardInterrupt`` passes through."""
@@ -82,10 +80,8 @@ class Runner:
             return traced_floor()
         assert stage.variant is not None
         if stage.kind == "timing":
-            while self._kept:  # what is timed next begins with the same memory
-                self._kept.popitem()[1].release()
-            return time_variant(self._bench, stage.variant, self._reference, self._kept)
-        return trace_variant(self._bench, stage.variant, self._kept.pop(stage.variant, None))
+            return time_variant(self._bench, stage.variant, self._reference)
+        return trace_variant(self._bench, stage.variant)
 
     def _tidy(self) -> None:
         """After a failure: no compiled code, no cached memory, state as it was."""

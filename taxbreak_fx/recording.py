@@ -144,7 +144,9 @@ class Timing(Record, frozen=True, kw_only=True):
     ``graph_launch_us``: host time of the step's ``CUDAGraph.replay`` calls, summed, on a drained stream.
     ``graph_first_node_us``: per graph launch of the step, in order: entry of ``CUDAGraph.replay`` on a drained stream
     until the host sees the flag of a kernel put before the graph's first node (of a twin of the variant), median over
-    steps; the flag's way to the host is still in it.  None: the variant is not graphed, or the reason beside it.
+    steps; the flag's way to the host is still in it.  ``graph_span_us``: likewise, start of the graph's first node
+    until the end of its last one, in the capture that the pairs timed.  None: the variant is not graphed, or the
+    reason beside it.
     ``preempted``: how often the scheduler took the CPU away inside the pairs' steps.  ``launch_us``: a null kernel's
     launch call, at the time of the pairs; None: not measured then.  ``reference_us``: rounds of the host's reference
     workload, before and after the pairs.
@@ -171,6 +173,8 @@ class Timing(Record, frozen=True, kw_only=True):
     graph_launch_us: float | None
     graph_first_node_us: list[float] | None = None
     graph_first_node_failure: str | None = None
+    graph_span_us: list[float] | None = None
+    graph_span_failure: str | None = None
     output_check: OutputCheck | None
     output_failure: str | None = None
     output_floor: float
@@ -224,8 +228,6 @@ class Trace(Record, frozen=True, kw_only=True):
 
     ``graph_latency_us``: API entry to first node start of each graph launch of the step on a drained stream.
     ``triton_kernels``: names of the author's Triton kernels in the process; a device kernel's name alone cannot tell.
-    ``node_gap_us``: from one node of the step's CUDA graphs to the next, in the median, less what tracing adds; None
-    without such nodes, or where that could not be told.
     """
 
     variant: str
@@ -235,7 +237,6 @@ class Trace(Record, frozen=True, kw_only=True):
     library_failure: str | None = None
     replays: list[ReplayTrace] = []
     triton_kernels: list[str] = []
-    node_gap_us: float | None = None
     notes: list[str] = []
 
 

@@ -92,8 +92,7 @@ def plan(variants: Sequence[str], device: Literal["cuda", "cpu"], generates: boo
         stages.append(Stage(kind="frame"))
     stages += [Stage(kind="timing", variant=name) for name in variants if name != "eager"]
     if device == "cuda":
-        # First the capture that was kept to be traced: it holds memory.
-        stages += [Stage(kind="trace", variant=name) for name in sorted(variants, key="eager-graph".__ne__)]
+        stages += [Stage(kind="trace", variant=name) for name in variants]
         stages.append(Stage(kind="floor"))
     return stages
 

@@ -7,9 +7,6 @@ host-to-device time is the launch latency (API entry to kernel start), for which
 from __future__ import annotations
 
 import bisect
-import itertools
-import statistics
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -147,18 +144,6 @@ def kernel_latencies(events: list[dict[str, Any]]) -> list[float]:
     apis.pop(_NONE, None)
     kernels = [event for event in events if event.get("cat") == "kernel"]
     return [_start(k) - _start(apis[_correlation(k)]) for k in kernels if _correlation(k) in apis]
-
-
-def kernel_period(events: list[dict[str, Any]]) -> float | None:
-    """Median from the start of a kernel of a trace to that of the next, in microseconds; None for fewer than two."""
-    starts = sorted(_start(event) for event in events if event.get("cat") == "kernel")
-    steps = [after - before for before, after in itertools.pairwise(starts)]
-    return statistics.median(steps) if steps else None
-
-
-def gaps_between(spans: Iterable[tuple[float, float]]) -> list[float]:
-    """From the end of each (start, end) to the start of the one that starts next; 0 where they overlap."""
-    return [max(0.0, after[0] - before[1]) for before, after in itertools.pairwise(sorted(spans))]
 
 
 def kernel_durations(events: list[dict[str, Any]]) -> list[float]:

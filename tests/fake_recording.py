@@ -290,12 +290,13 @@ def graphed_recording(**fields: Any) -> Recording:
     which launches one kernel of cuBLAS and one of its own.
 
     T_host 100: 30 around the graph callable, 25 of glue in it, 45 in the graph's replay.  The traced latency of the
-    graph's launch is 20.
+    graph's launch is 20; its two kernels of 10 run for 20.5 without the profiler.
     """
     defaults: dict[str, Any] = {
         "sites": [site("CUDAGraph.replay")],
         "spans": spans(45.0, 25.0, host_us=100.0, around_us=30.0),
         "graph_launch_us": 45.0,
+        "graph_span_us": [20.5],
     }
     own, add = kernel_of(ADDMM), kernel_of(ADD)
     traced = step(

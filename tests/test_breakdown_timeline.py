@@ -33,11 +33,11 @@ from fake_recording import (
 )
 
 from taxbreak_fx.breakdown import decompose, from_recording
-from taxbreak_fx.breakdown_timeline import AROUND, BETWEEN, CPU, Built, floors_of
+from taxbreak_fx.breakdown_timeline import AROUND, BETWEEN, CPU, Built, floors_of, node_gap
 from taxbreak_fx.machine import Calibration, DevicePath
 from taxbreak_fx.record import Percentiles
-from taxbreak_fx.recording import Recording
-from taxbreak_fx.timeline import Floors, Item, Sync, Work, simulate
+from taxbreak_fx.recording import Recording, Timing
+from taxbreak_fx.timeline import Floors, Item, Piece, Sync, Work, simulate
 from taxbreak_fx.variant_record import Exposed
 
 GAPS = {"null_us": 1.0, "gap_us": 1.0, "graph_gap_us": 0.5, "sync_us": 8.0}
@@ -295,19 +295,52 @@ def test_inputs_are_copied_by_the_callable_that_the_frame_leads_to() -> None:
     assert sum(item.ft_us for item in found.timeline.items[:first]) == pytest.approx(27.0 + 22.5 / 3)
 
 
-def test_nodes_of_a_graph_keep_the_distance_of_their_own_capture() -> None:
+@pytest.mark.parametrize("gap_us", [0.32, -0.05])
+def test_the_nodes_of_a_graph_take_as_long_as_without_the_profiler(gap_us: float) -> None:
     record = graphed()
-    assert record.trace is not None
+    assert record.timing is not None
     before = built(record)
-    for gap_us in (0.32, -0.05):
-        traced = msgspec.structs.replace(record.trace, node_gap_us=gap_us)
-        found = built(msgspec.structs.replace(record, trace=traced))
-        assert found.timeline.floors == msgspec.structs.replace(before.timeline.floors, graph_gap_us=gap_us)
-        own, other = simulate(found.timeline), simulate(before.timeline)
-        ends = [next(us for us in one.ends_us if us is not None) for one in (other, own)]
-        # One gap between its two nodes, which is no work; nodes that overlap share theirs.
-        assert ends[1] - ends[0] == pytest.approx(gap_us - before.timeline.floors.graph_gap_us)
-        assert own.device_us == pytest.approx(other.device_us + min(0.0, gap_us))
+    found = built(msgspec.structs.replace(record, timing=spanning(record.timing, [20.0 + gap_us])))
+    floors = before.timeline.floors
+    assert found.timeline.floors == msgspec.structs.replace(floors, graph_gap_us=pytest.approx(gap_us))
+    assert found.notes == []
+    own, other = simulate(found.timeline), simulate(before.timeline)
+    ends = [next(us for us in one.ends_us if us is not None) for one in (other, own)]
+    # One gap between its two nodes, which is no work; nodes that overlap share theirs.
+    assert ends[1] - ends[0] == pytest.approx(gap_us - floors.graph_gap_us)
+    assert own.device_us == pytest.approx(other.device_us + min(0.0, gap_us))
+
+
+def spanning(times: Timing, spans_us: list[float] | None, failure: str | None = None) -> Timing:
+    """The times with what the graphs were found to take on the device."""
+    return msgspec.structs.replace(times, graph_span_us=spans_us, graph_span_failure=failure)
+
+
+@pytest.mark.parametrize(
+    ("spans_us", "failure", "why"),
+    [
+        (None, "no C compiler", "no C compiler"),
+        (None, None, "not measured by the version that timed it"),
+        ([20.5, 3.0], None, "2 graphs were timed on the device, 1 traced"),
+    ],
+)
+def test_graphs_that_were_not_timed_keep_the_gaps_of_null_kernels(
+    spans_us: list[float] | None, failure: str | None, why: str
+) -> None:
+    record = graphed()
+    assert record.timing is not None
+    found = built(msgspec.structs.replace(record, timing=spanning(record.timing, spans_us, failure)))
+    assert found.timeline.floors == built(record).timeline.floors
+    assert found.notes == [f"nodes of its CUDA graphs are taken to follow each other as null kernels do: {why}"]
+
+
+def test_a_graph_of_one_node_has_no_gap() -> None:
+    record = graphed()
+    assert record.timing is not None
+    work = Work(kind="graph", stream=7, pieces=(Piece(us=10.0, family="gemm"),), first_node_us=1.0)
+    assert node_gap(spanning(record.timing, [12.0]), [work]) is None
+    two = msgspec.structs.replace(work, pieces=work.pieces * 3)
+    assert node_gap(spanning(record.timing, [12.0, 34.0]), [work, two]) == pytest.approx((46.0 - 40.0) / 2)
 
 
 def test_a_graphs_latency_counts_from_the_entry_of_its_replay() -> None:
@@ -332,7 +365,9 @@ def test_branches_of_a_graph_are_laid_end_to_end_by_what_they_add() -> None:
         activity(kernel_of(ADD), 206.0, 10.0, launch=0, at_site=0, stream=9),  # 206…216 adds 6
     ]
     alone = step(activities, [launch("graph", at_site=0, activities=3)], sites=1)
-    found = built(msgspec.structs.replace(record, trace=msgspec.structs.replace(record.trace, step=alone)))
+    assert record.timing is not None
+    traced = msgspec.structs.replace(record.trace, step=alone)
+    found = built(msgspec.structs.replace(record, trace=traced, timing=spanning(record.timing, [16.5])))
     (work,) = [one.action for one in found.timeline.items if isinstance(one.action, Work)]
     assert [piece.us for piece in work.pieces] == [10.0, 6.0]
     assert simulate(found.timeline).device_us == pytest.approx(16.0)

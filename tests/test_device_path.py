@@ -12,7 +12,7 @@ import pytest
 from sample_review import machine
 
 from taxbreak_fx import calibrate, device_path, launch_path, native, trace
-from taxbreak_fx.device_path import FEW, MANY, ROUNDS, LikeNodes, answered_us, measure_device_path, periods
+from taxbreak_fx.device_path import FEW, MANY, ROUNDS, answered_us, measure_device_path, periods
 from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.machine import DevicePath, LaunchPath
 from taxbreak_fx.record import Percentiles
@@ -225,15 +225,3 @@ def test_the_device_path_is_whole_and_a_graph_is_no_slower_than_a_stream() -> No
     assert whole.gap_us >= 0.0
     # Nodes of a graph may overlap, but none vanishes.
     assert whole.null_us is not None and -whole.null_us < whole.graph_gap_us <= whole.gap_us
-
-
-@pytest.mark.gpu
-def test_what_tracing_adds_to_a_node_is_told_by_nodes_that_are_all_alike() -> None:
-    from taxbreak_fx.recorders.tracing import added_by_tracing, profiled
-
-    nodes = LikeNodes()
-    events = profiled(nodes.run)
-    durations = trace.kernel_durations(events)
-    assert len(durations) == MANY and min(durations) > 0.0
-    assert nodes.period_us() > 0.0
-    assert abs(added_by_tracing()) < nodes.period_us()

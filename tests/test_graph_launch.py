@@ -20,8 +20,9 @@ from taxbreak_fx.errors import MeasurementError
 from taxbreak_fx.merge import merge_timings
 from taxbreak_fx.model import StepInfo, Variant
 from taxbreak_fx.record import Percentiles
-from taxbreak_fx.recorders import graph_launch
+from taxbreak_fx.recorders import graph_launch, graph_span
 from taxbreak_fx.recorders.graph_launch import STEPS, WARM_STEPS, flagged_captures, time_graph_launches, timed_replays
+from taxbreak_fx.recorders.graph_span import time_graph_spans
 from taxbreak_fx.recording import Recording, Timing
 
 TRIP = Percentiles(p5=2.0, p50=3.0, p95=9.0, samples=500)  # so the flag's way to the host is 1.5 µs
@@ -266,6 +267,58 @@ def test_no_memory_for_the_twin_costs_the_number_only(world: World, monkeypatch:
     assert found.graph_first_node_failure == "OutOfMemoryError: CUDA out of memory"
 
 
+# --- time on the device ----------------------------------------------------------------------------------------------
+
+
+class FakeHeld:
+    """A held stream on which nothing takes 3 µs, and each graph that is replayed what is next in ``graphs``."""
+
+    def __init__(self, world: World, graphs: list[float]) -> None:
+        self.world, self.graphs = world, graphs
+
+    def released_us(self, issue: Callable[[], None]) -> float:
+        before = self.world.log.count("replay")
+        issue()
+        return 3.0 + sum(self.graphs.pop(0) for _ in range(self.world.log.count("replay") - before))
+
+
+@pytest.fixture
+def held(world: World, monkeypatch: pytest.MonkeyPatch) -> FakeHeld:
+    made = FakeHeld(world, [])
+    monkeypatch.setattr(graph_span, "LaunchLoop", lambda: None)
+    monkeypatch.setattr(graph_span, "HeldStream", lambda loop: made)
+    return made
+
+
+def test_a_graphs_time_on_the_device_is_what_lies_between_release_and_flag(world: World, held: FakeHeld) -> None:
+    bench = FakeBench(world)
+    built, _ = bench.build("eager-graph")
+    # The warm-up is not counted; of the steps behind it the first graph takes 100 to 110, the second 20 but for once.
+    first = [900.0] * graph_span.WARM_STEPS + [100.0 + number for number in range(graph_span.STEPS)]
+    second = [900.0] * graph_span.WARM_STEPS + [20.0] * (graph_span.STEPS - 1) + [700.0]
+    held.graphs = [us for pair in zip(first, second, strict=True) for us in pair]
+    assert time_graph_spans(bench, built) == ([105.0, 20.0], None)  # type: ignore[arg-type]
+    assert bench.steps == graph_span.WARM_STEPS + graph_span.STEPS and bench.restored == 0
+
+
+def test_steps_that_launch_different_numbers_of_graphs_have_no_time_on_the_device(world: World, held: FakeHeld) -> None:
+    bench = FakeBench(world, replayed=lambda number: 1 if number == 3 else 2)
+    held.graphs = [1.0] * 100
+    spans, failure = time_graph_spans(bench, bench.build("eager-graph")[0])  # type: ignore[arg-type]
+    assert spans is None and failure is not None and failure.startswith("steps launched 2, 2, 2, 1, 2")
+    assert bench.restored == 1
+
+
+def test_a_stream_that_cannot_be_held_costs_that_time_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_here() -> None:
+        raise MeasurementError("no C compiler (cc, gcc, clang) to build launch_loop.c; install one")
+
+    monkeypatch.setattr(graph_span, "LaunchLoop", none_here)
+    bench = FakeBench(world)
+    found = time_graph_spans(bench, None)  # type: ignore[arg-type]
+    assert found == (None, "no C compiler (cc, gcc, clang) to build launch_loop.c; install one")
+
+
 # --- the equation and the fallback ----------------------------------------------------------------------------------
 
 
@@ -352,6 +405,10 @@ def test_captured_graphs_are_laid_end_to_end_and_one_without_latencies_leaves_no
     assert merge_timings([known, other]).graph_first_node_us == [9.0, 8.0, 7.0]
     merged = merge_timings([known, lost])
     assert (merged.graph_first_node_us, merged.graph_first_node_failure) == (None, "no C compiler")
+    known, lost = graphed(graph_span_us=[50.0, 40.0]), graphed(graph_span_failure="no driver")
+    assert merge_timings([known, known]).graph_span_us == [50.0, 40.0] * 2
+    merged = merge_timings([known, lost])
+    assert (merged.graph_span_us, merged.graph_span_failure) == (None, "no driver")
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
@@ -392,6 +449,9 @@ def test_one_latency_per_graph_launch_each_within_the_wall_time(name: str, graph
     assert found.graph_first_node_us is not None
     assert len(found.graph_first_node_us) == len(found.sites) == graphs
     assert all(0.0 < us <= max(found.wall_us) for us in found.graph_first_node_us)
+    assert found.graph_span_failure is None
+    assert found.graph_span_us is not None and len(found.graph_span_us) == graphs
+    assert 0.0 < sum(found.graph_span_us) <= max(found.wall_us)
     # The flag was no part of what was timed, nor of what runs from now on.
     assert found.output_check is not None and found.output_failure is None
     built, _ = bench.build(name)

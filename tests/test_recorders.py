@@ -17,7 +17,6 @@ import pytest
 import tiny_models
 import torch
 import torch._inductor.compile_fx
-from fake_recording import timing
 from torch import nn
 
 from taxbreak_fx import replay, tick_cost
@@ -27,14 +26,13 @@ from taxbreak_fx.model import StepInfo
 from taxbreak_fx.pipeline import Runner
 from taxbreak_fx.probes import ClockProbe, DrainProbe
 from taxbreak_fx.recorders import in_situ as recorders_in_situ
-from taxbreak_fx.recorders import tracing
 from taxbreak_fx.recorders.bench import MAX_PAIRS, MIN_PAIRS, Bench, one_line, quiet_gc
 from taxbreak_fx.recorders.frame import measure_frame
 from taxbreak_fx.recorders.in_situ import MAX_PASSES, MIN_PASSES, in_situ, observation_cost_us
 from taxbreak_fx.recorders.outputs import NOT_FINITE, OutputReference
 from taxbreak_fx.recorders.timing import REFERENCE_ROUNDS, null_launches_us, reach_sites, time_variant
 from taxbreak_fx.recorders.tracing import agreed, triton_kernels
-from taxbreak_fx.recording import Activity, HostFacts, Launch, Timing, TracedStep
+from taxbreak_fx.recording import Activity, HostFacts, Timing, TracedStep
 from taxbreak_fx.stages import Stage
 from taxbreak_fx.tick_cost import TickCost, routing_cost_us
 from taxbreak_fx.turn import Turn
@@ -692,50 +690,6 @@ def test_of_traced_steps_the_one_of_middle_device_time_is_kept() -> None:
     assert chosen == fast and len(notes) == 1 and "1, 2, 2" in notes[0]  # of two, the one that others stretched less
 
 
-def nodes(gap_us: float, count: int) -> TracedStep:
-    """A traced step of one CUDA graph whose nodes take 1 µs each, behind a kernel of its own."""
-    fields: dict[str, Any] = {"kind": "kernel", "name": "k", "stream": 7, "site": None, "signature": ""}
-    starts = [10.0 + (1.0 + gap_us) * number for number in range(count)]
-    activities = [Activity(start_us=start, duration_us=1.0, launch=1, **fields) for start in starts]
-    alone = Activity(start_us=0.0, duration_us=1.0, launch=0, **fields)
-    launches = [
-        Launch(kind=kind, api="launch", site=None, latency_us=5.0, activities=number)
-        for kind, number in (("kernel", 1), ("graph", count))
-    ]
-    return TracedStep(activities=[alone, *activities], launches=launches, syncs=[], sites=0)
-
-
-class Alike:
-    """Nodes whose un-instrumented period changes with the clock: 2.0 µs, then 2.1."""
-
-    def __init__(self) -> None:
-        self._periods = iter([2.0, 2.1])
-
-    def run(self) -> None:
-        """Nothing is replayed."""
-
-    def period_us(self) -> float:
-        return next(self._periods)
-
-
-def test_the_gap_between_a_graphs_nodes_is_free_of_what_tracing_adds(monkeypatch: pytest.MonkeyPatch) -> None:
-    traced = [{"cat": "kernel", "ts": 2.15 * number, "dur": 1.9} for number in range(20)]
-    monkeypatch.setattr(tracing, "LikeNodes", Alike)
-    monkeypatch.setattr(tracing, "profiled", lambda run: traced)
-    assert tracing.added_by_tracing() == pytest.approx(2.15 - 2.05)
-    found, failure = tracing.node_gap(nodes(0.42, 30))
-    assert found == pytest.approx(0.32) and failure is None
-    assert tracing.node_gap(nodes(0.42, 5)) == (None, None)  # too few to tell
-    monkeypatch.setattr(tracing, "profiled", lambda run: [])
-    assert tracing.node_gap(nodes(0.42, 30)) == (None, "the trace holds no node of a graph of like kernels")
-
-    def missing() -> None:
-        raise MeasurementError("no C compiler was found")
-
-    monkeypatch.setattr(tracing, "LikeNodes", missing)
-    assert tracing.node_gap(nodes(0.42, 30)) == (None, "no C compiler was found")
-
-
 class Watched(Turn):
     """A turn that nobody else has; it tells when it is given up, and that it is waited for 0.2 s then."""
 
@@ -782,39 +736,6 @@ def test_a_runner_turns_results_and_failures_into_outcomes() -> None:
     failed = runner.run(Stage(kind="timing", variant="eager-graph"))
     assert failed.failure is not None and not failed.fatal and "\n" not in failed.failure
     assert runner.run(Stage(kind="timing", variant="eager")).failure is None  # one failure spoils nothing
-
-
-def test_a_graph_captured_by_hand_is_traced_as_it_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    runner = Runner(Workload(call=Toy(), model="toy", step=step_info(), args=(torch.ones(2, 8),)), "cpu", 0.02)
-    events: list[str] = []
-
-    class Kept(Built):
-        def release(self) -> None:
-            events.append("released")
-
-    graph = Kept(lambda: None)
-
-    def timed(bench: Bench, name: str, reference: Any, kept: dict[str, Built]) -> Timing:
-        events.append(f"timed {name}")
-        if name == "eager-graph":
-            kept[name] = graph
-        return timing(name)
-
-    def traced_as(bench: Bench, name: str, built: Built | None) -> Any:
-        events.append(f"traced {name}, {'kept' if built is graph else 'anew'}")
-        return timing(name)
-
-    monkeypatch.setattr("taxbreak_fx.pipeline.time_variant", timed)
-    monkeypatch.setattr("taxbreak_fx.pipeline.trace_variant", traced_as)
-    stages = [("timing", "eager-graph"), ("trace", "eager"), ("trace", "eager-graph"), ("trace", "eager-graph")]
-    for kind, name in stages:
-        assert runner.run(Stage(kind=kind, variant=name)).failure is None  # type: ignore[arg-type]
-    assert events == ["timed eager-graph", "traced eager, anew", "traced eager-graph, kept", "traced eager-graph, anew"]
-    events.clear()
-    for kind, name in (("timing", "eager-graph"), ("timing", "eager"), ("trace", "eager-graph")):
-        runner.run(Stage(kind=kind, variant=name))  # type: ignore[arg-type]
-    # What is timed next begins with the same memory.
-    assert events == ["timed eager-graph", "released", "timed eager", "traced eager-graph, anew"]
 
 
 def test_an_error_that_poisons_the_context_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,7 @@ from taxbreak_fx.probes import RANGE, STEP
 from taxbreak_fx.recording import TracedStep
 from taxbreak_fx.trace import (
     deepest_queue,
-    gaps_between,
     kernel_latencies,
-    kernel_period,
     read_events,
     spans,
     traced_steps,
@@ -123,17 +121,6 @@ def test_a_graph_launch_issues_many_activities() -> None:
 def test_kernel_latencies_of_a_whole_trace() -> None:
     # kernels only, with or without a step: 906 − 900, then the three of step 0 and the one of step 1
     assert sorted(kernel_latencies(events_of("eager.json"))) == [6.0, 7.0, 7.75, 10.0, 27.0]
-
-
-def test_gaps_are_between_those_that_start_one_after_the_other() -> None:
-    assert gaps_between([(5.0, 6.0), (0.0, 2.0), (2.5, 5.5)]) == [0.5, 0.0]  # sorted; the last two overlap
-    assert gaps_between([(0.0, 2.0)]) == []
-
-
-def test_the_period_of_kernels_is_from_start_to_start() -> None:
-    kernels = [{"cat": "kernel", "ts": at, "dur": 1.0} for at in (3.0, 0.0, 9.0, 1.5)]
-    assert kernel_period([*kernels, {"cat": "cpu_op", "ts": 2.0, "dur": 9.0}]) == 1.5  # of 1.5, 1.5 and 6
-    assert kernel_period(kernels[:1]) is None
 
 
 def test_without_ranges_there_is_no_step() -> None:

@@ -22,6 +22,7 @@ from taxbreak_fx.observe import Label
 from taxbreak_fx.probes import CountProbe, Probe
 from taxbreak_fx.recorders.bench import Bench, one_line, quiet_gc
 from taxbreak_fx.recorders.graph_launch import time_graph_launches
+from taxbreak_fx.recorders.graph_span import time_graph_spans
 from taxbreak_fx.recorders.in_situ import in_situ
 from taxbreak_fx.recorders.library import time_libraries
 from taxbreak_fx.recorders.outputs import OutputReference
@@ -136,25 +137,18 @@ def capture_sites(bench: Bench, built: Built) -> Captured:
     return captured
 
 
-def time_variant(bench: Bench, name: str, reference: OutputReference, kept: dict[str, Built] | None = None) -> Timing:
+def time_variant(bench: Bench, name: str, reference: OutputReference) -> Timing:
     """Build ``name`` and measure it beside eager.  What fails after the pairs is recorded with its reason.
 
-    ``kept`` receives a graph captured by hand, to be traced later: another capture may take another time per node.
-    Whatever Dynamo compiled is released, since it cannot outlast what is compiled after it.
     Errors of building or running the variant itself pass through: they cost the variant.
     """
     built, compile_s = bench.build(name)
     if name not in ("eager", "eager-graph") and not built.graphs:
         built.notes.append("nothing was compiled: Dynamo captured no graph, so the step ran as it is")
-    keeping = False
     try:
         timing = time_built(bench, name, built, None if name == "eager" else compile_s, reference, hot_replays)
-        keeping = kept is not None and name == "eager-graph"
     finally:
-        if not keeping:
-            built.release()
-    if kept is not None and keeping:
-        kept[name] = built
+        built.release()
     # Only now: a twin's release would take what it shares with the variant, Dynamo's cache and the pool of the graphs.
     return time_graph_launches(bench, timing) if built.graphed else timing
 
@@ -202,6 +196,7 @@ def time_built(
         failure = one_line(error)
         bench.snapshot.restore()
     library, library_failure = _libraries(bench, built, len(captured.sites), failure is None or spans is not None)
+    graph_spans, graph_span_failure = time_graph_spans(bench, built) if built.graphed else (None, None)
     with quiet_gc():
         replays = replay(bench, captured)
     check, check_failure = reference.check(name, lambda: bench.step(built))
@@ -225,6 +220,8 @@ def time_built(
         library_failure=library_failure,
         replays=replays,
         graph_launch_us=graph_us,
+        graph_span_us=graph_spans,
+        graph_span_failure=graph_span_failure,
         output_check=check,
         output_failure=check_failure,
         output_floor=reference.floor,

@@ -20,9 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from taxbreak_fx import calibrate, trace
 from taxbreak_fx.capture import CapturedCall
-from taxbreak_fx.device_path import LikeNodes
 from taxbreak_fx.errors import MeasurementError
-from taxbreak_fx.launch_path import reason_of
 from taxbreak_fx.library_calls import count_library_calls
 from taxbreak_fx.probes import RANGE, STEP, Probe, RangeProbe
 from taxbreak_fx.recorders.bench import Bench, one_line
@@ -33,16 +31,11 @@ from taxbreak_fx.variants import Built
 TRACED_STEPS = 3
 REPLAY = "taxbreak.replay."
 _REPLAY_REPEATS = 5
-FEWEST_GAPS = 10  # fewer say nothing of a median
 
 
-def trace_variant(bench: Bench, name: str, built: Built | None = None) -> Trace:
-    """Trace ``name`` (CUDA only), as it was ``built`` to be timed, or built anew; it is released.
-
-    Raises ``MeasurementError`` when the profiler returns no kernel.
-    """
-    if built is None:
-        built, _ = bench.build(name)
+def trace_variant(bench: Bench, name: str) -> Trace:
+    """Build ``name`` and trace it (CUDA only).  Raises ``MeasurementError`` when the profiler returns no kernel."""
+    built, _ = bench.build(name)
     try:
         return trace_built(bench, name, built)
     finally:
@@ -61,9 +54,6 @@ def trace_built(bench: Bench, name: str, built: Built) -> Trace:
     graphed = any(launch.kind == "graph" for launch in chosen.launches)
     latency = _graph_latency(bench, built) if graphed else []
     bench.snapshot.restore()
-    gap, gap_failure = node_gap(chosen) if graphed else (None, None)
-    if gap_failure is not None:
-        notes.append(f"nodes of its CUDA graphs are taken to follow each other as null kernels do: {gap_failure}")
     return Trace(
         variant=name,
         step=chosen,
@@ -72,7 +62,6 @@ def trace_built(bench: Bench, name: str, built: Built) -> Trace:
         library_failure=failure,
         replays=replays,
         triton_kernels=triton_kernels(),
-        node_gap_us=gap,
         notes=notes,
     )
 
@@ -173,42 +162,6 @@ def agreed(steps: list[TracedStep]) -> tuple[TracedStep, list[str]]:
     if len(set(counts)) == 1:
         return chosen, []
     return chosen, [f"traced steps differ in device activities ({', '.join(map(str, counts))}): data-dependent work"]
-
-
-def node_gap(step: TracedStep) -> tuple[float | None, str | None]:
-    """Median from one node of the step's CUDA graphs to the next, less what tracing adds to a node; microseconds.
-
-    A graph's nodes keep one distance or another from capture to capture (H200, 2026-11-24: traced 0.10 or 0.42 µs, the
-    same step in two captures, and T_wall accordingly).  What tracing adds is the period of like nodes in a graph of
-    their own, traced less un-instrumented.  None with its reason where that cannot be had; (None, None) where the
-    step has fewer than ``FEWEST_GAPS``.
-    """
-    gaps: list[float] = []
-    for index, launch in enumerate(step.launches):
-        if launch.kind == "graph":
-            own = (one for one in step.activities if one.launch == index)
-            gaps += trace.gaps_between((one.start_us, one.start_us + one.duration_us) for one in own)
-    if len(gaps) < FEWEST_GAPS:
-        return None, None
-    try:
-        added = added_by_tracing()
-    except Exception as error:  # no compiler, or whatever it, the driver or the profiler raises: costs this number only
-        return None, reason_of(error)
-    return statistics.median(gaps) - added, None
-
-
-def added_by_tracing() -> float:
-    """How much later a node of a CUDA graph begins after the one before it when it is traced; microseconds.
-
-    Un-instrumented before and behind the trace: the device's clock may change.  Raises ``MeasurementError`` when the
-    profiler returns no such nodes, and as ``LikeNodes``.
-    """
-    nodes = LikeNodes()
-    before = nodes.period_us()
-    traced = trace.kernel_period(profiled(nodes.run))
-    if traced is None:
-        raise MeasurementError("the trace holds no node of a graph of like kernels")
-    return traced - (before + nodes.period_us()) / 2
 
 
 def _graph_latency(bench: Bench, built: Built) -> list[float]:
