@@ -6,12 +6,15 @@ import collections
 import re
 from collections.abc import Iterator, Sequence
 
-from taxbreak_fx.breakdown_timeline import AROUND
+import msgspec
+
+from taxbreak_fx.breakdown_timeline import AROUND, BETWEEN
 from taxbreak_fx.findings_host import waits
 from taxbreak_fx.findings_rule import Saving, Seen, file_name, place, rule
 from taxbreak_fx.findings_scene import ONE_THREAD, Cost, Scene
 from taxbreak_fx.model import GraphInfo, Variant
 from taxbreak_fx.record import SourceLine
+from taxbreak_fx.timeline import Work, simulate
 from taxbreak_fx.variant_record import GraphSkip
 
 # torch._dynamo.config.recompile_limit, its default in torch 2.11 to 2.13: after so many the frame runs uncompiled.
@@ -299,12 +302,12 @@ def parameter_copies(scene: Scene) -> Iterator[Seen]:
         device = copied_us(scene, variant)
         if device is None:
             continue
-        spared = scene.exposed_device_us(variant, device, "copy")
+        host, spared = _without_copies(scene, variant)
         saved = {"device_us": device} | ({} if spared is None else {"wall_us": spared})
         copies = sum(node.count for node in variant.nodes if node.op.startswith(_COPY))
         yield Seen(
             variant,
-            Cost(exposed_us=spared, device_us=device, why=_why(scene, variant), basis="simulated without these copies"),
+            Cost(spared, host, device, _why(scene, variant), "simulated without the copies and the code before each"),
             [
                 f"{variant.name} makes {variant.memops} device copies and fills per step, un-graphed variants at most "
                 f"{_plain_memops(scene)}; {copies} of them device to device",
@@ -318,6 +321,25 @@ def parameter_copies(scene: Scene) -> Iterator[Seen]:
             source=next((graph.frame for graph in scene.review.graphs if graph.frame is not None), None),
             saving=Saving(saved, "predicted"),
         )
+
+
+def _without_copies(scene: Scene, variant: Variant) -> tuple[float | None, float | None]:
+    """Host time of the copies outside recorded calls, with that of the code before each, and what T_wall loses without
+    both and without the copies; None without a timeline."""
+    timeline = scene.timeline(variant)
+    if isinstance(timeline, str):
+        return None, None
+    items, host = list(timeline.items), 0.0
+    for index, item in enumerate(items):
+        if not (isinstance(item.action, Work) and item.action.kind == "memop" and item.source is None):
+            continue
+        leading = index and items[index - 1].family == BETWEEN and items[index - 1].action is None
+        for at in (index - 1, index) if leading else (index,):
+            one = items[at]
+            host += one.ft_us + one.ct_us + one.launch_us
+            items[at] = msgspec.structs.replace(one, ft_us=0.0, ct_us=0.0, launch_us=0.0, action=None)
+    changed = msgspec.structs.replace(timeline, items=tuple(items))
+    return host, simulate(timeline).wall_us - simulate(changed).wall_us
 
 
 def copied_us(scene: Scene, variant: Variant) -> float | None:

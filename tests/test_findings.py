@@ -51,7 +51,7 @@ FIRES: dict[str, set[str]] = {
     "small-gemms": set(SPINE) - {"gpt2-decode", "gpt2-prefill"},
     "dtype-round-trip": {name for name in SPINE if name.startswith(("llama", "olmoe"))},
     "unfused-chain": set(SPINE),
-    "variant-worse": {"bert", "vit", LOOP, "gpt2-prefill", "llama-3.2-1b-prefill"},
+    "variant-worse": {"bert", "vit", LOOP, "gpt2-prefill", "llama-3.2-1b-prefill", "olmoe-prefill-grouped"},
     "cpu-tensor": set(),
 }
 
@@ -223,7 +223,11 @@ def test_small_products_copies_and_round_trips() -> None:
 def test_parameters_copied_into_a_graph() -> None:
     found = one(committed("llama-3.2-1b-decode"), "parameter-copies")
     rows = [n for n in committed("llama-3.2-1b-decode").variant("cudagraphs").nodes if n.op.startswith("Memcpy DtoD")]
-    assert found.variant == "cudagraphs" and found.saving_us == {"device_us": sum(n.device_us or 0.0 for n in rows)}
+    assert found.variant == "cudagraphs" and found.saving_us["device_us"] == sum(n.device_us or 0.0 for n in rows)
+    # Each is a call of the host's, too, and mostly that: GPT-2's 331 µs of copies lie behind 1,900 µs of making them.
+    small = one(committed("gpt2-prefill"), "parameter-copies")
+    assert small.exposed_us is not None and small.exposed_us == small.saving_us["wall_us"]
+    assert small.exposed_us > 3 * small.saving_us["device_us"]
     assert of(committed("vit"), "parameter-copies") == []  # 13 copies more, of real inputs
 
 
