@@ -1,4 +1,4 @@
-"""A hardware profile as another host would have it."""
+"""A hardware profile, or the host times of a measured variant, as another host would have them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 from taxbreak_fx.errors import UsageError
 from taxbreak_fx.hardware import Profile
 from taxbreak_fx.machine import HostScore
+from taxbreak_fx.model import Variant
 from taxbreak_fx.record import Record
 
 S = TypeVar("S", bound=Record)
@@ -55,6 +56,40 @@ def scaled(profile: Profile, host_score: HostScore) -> Profile:
         libraries=tuple(msgspec.structs.replace(row, ct_us=row.ct_us * factor) for row in profile.libraries),
         python=_all_times(profile.python, factor, ("glue_error",)),
         compiled=_all_times(profile.compiled, factor, ()),
+    )
+
+
+def on_host(variant: Variant, factor: float) -> Variant:
+    """The host times of ``variant`` that a profile is made of, × ``factor``: T_host and what it consists of, ΔFT, its
+    parts and ΔCT, of the whole and of every node.  What the device and its link decide stays as it is; sums of both
+    are null."""
+    host, terms = variant.t_host_us, variant.breakdown
+    if host is not None:
+        low, median, high = (us * factor for us in (host.low, host.median, host.high))
+        host = msgspec.structs.replace(host, low=low, median=median, high=high)
+    if terms is not None:
+        parts = {name: us * factor for name, us in terms.ft_parts.items()}
+        ft_us, ct_us = _times(terms.ft_us, factor), _times(terms.ct_us, factor)
+        sums = ("orchestration_us", "hdbi", "hdbi_untraced")
+        terms = msgspec.structs.replace(
+            terms,
+            ft_us=ft_us,
+            ct_us=ct_us,
+            ft_parts=parts,
+            unmeasured=terms.unmeasured | dict.fromkeys(sums, "not told of a host at another speed"),
+            **dict.fromkeys(sums),
+        )
+    return msgspec.structs.replace(
+        variant,
+        t_host_us=host,
+        t_wait_us=_times(variant.t_wait_us, factor),
+        issue_us=_times(variant.issue_us, factor),
+        launch_us=_times(variant.launch_us, factor),
+        breakdown=terms,
+        nodes=[
+            msgspec.structs.replace(node, ft_us=_times(node.ft_us, factor), ct_us=_times(node.ct_us, factor))
+            for node in variant.nodes
+        ],
     )
 
 

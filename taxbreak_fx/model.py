@@ -24,7 +24,7 @@ from taxbreak_fx.variant_record import (
     Prediction,
 )
 
-SCHEMA_VERSION = "2.4.0"
+SCHEMA_VERSION = "2.5.0"
 
 Origin = Literal["measured", "predicted", "ingested"]
 Status = Literal["ok", "failed", "skipped"]
@@ -51,7 +51,8 @@ class Variant(Measured, frozen=True, kw_only=True):
     that launch a graph, ``memops`` device copies and fills.  ``device_active_us`` is the union of device activity,
     ``device_sum_us`` the sum.  ``exposed`` is null where the variant was not measured, and in files before 2.1.
     ``timeline``: what ``exposed`` was simulated from; null where there is none.  ``graph_skips``: what Inductor left
-    out of CUDA graphs; none in files before 2.2.
+    out of CUDA graphs; none in files before 2.2.  ``host_reference_us``: the reference workload of
+    ``machine.HostScore`` around the variant's own pairs, median of its rounds; null in files before 2.5.
     """
 
     MEASUREMENTS = (
@@ -94,6 +95,7 @@ class Variant(Measured, frozen=True, kw_only=True):
     library_calls: dict[str, int] | None
     outputs_equal: bool | None
     output_check: OutputCheck | None = None
+    host_reference_us: float | None = None
     breakdown: Breakdown | None
     exposed: Exposed | None = None
     timeline: StepTimeline | None = None

@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from taxbreak_fx.errors import UsageError
 from taxbreak_fx.hardware import (
     PROFILE_VERSION,
@@ -26,6 +28,7 @@ from taxbreak_fx.hardware import (
     PythonCosts,
 )
 from taxbreak_fx.hardware_costs import call_of
+from taxbreak_fx.hardware_scale import on_host
 from taxbreak_fx.kinds import site_op
 from taxbreak_fx.machine import HostScore
 from taxbreak_fx.model import Review, Variant
@@ -58,10 +61,13 @@ def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
     """
     check_reviews([source.review for source in sources])
     reasons: dict[str, str] = {"device.attention": _NOT_HELD}
+    notes = [f"from reviews: {', '.join(title(source.review) for source in sources)}"]
     host_score = _score(sources)
     if host_score is None:
-        reasons["host_score"] = "not all reviews hold one of one version: review again, or calibrate"
-    notes = [f"from reviews: {', '.join(title(source.review) for source in sources)}"]
+        reasons["host_score"] = "the reviews hold none, or of several versions: review again, or calibrate"
+    else:
+        notes.append(f"host times are those of a host whose reference workload takes {host_score.us:.0f} µs")
+        sources = [_at_speed(source, host_score.us, notes) for source in sources]
     calls = {id(source): _calls(source) for source in sources}
     rows, fit_steps = [], []
     for source in sources:
@@ -96,12 +102,29 @@ def profile_of_reviews(sources: Sequence[Source], name: str | None) -> Profile:
 
 
 def _score(sources: Sequence[Source]) -> HostScore | None:
-    """The host's score over all reviews; None where one holds none, or of another version."""
+    """The middle score of the hosts; None where no review holds one, or they are of several versions."""
     scores = [source.review.machine.calibration.host_reference for source in sources]
     known = [score for score in scores if score is not None]
-    if len(known) < len(scores) or len({score.version for score in known}) != 1:
+    if len({score.version for score in known}) != 1:
         return None
     return HostScore(version=known[0].version, us=statistics.median(score.us for score in known))
+
+
+def _at_speed(source: Source, us: float, notes: list[str]) -> Source:
+    """The source with the host times that a profile is made of as a host would have them whose score is ``us``.
+
+    By each variant's own score, before schema 2.5 by the review's; without either as they are, with a note.
+    """
+    review = source.review
+    score = review.machine.calibration.host_reference
+    if score is None:
+        notes.append(f"{title(review)}: holds no host score, its host times are as measured")
+        return source
+    variants = [
+        on_host(variant, us / (variant.host_reference_us or score.us)) if variant.status == "ok" else variant
+        for variant in review.variants
+    ]
+    return source._replace(review=msgspec.structs.replace(review, variants=variants))
 
 
 def check_reviews(reviews: Sequence[Review]) -> None:
@@ -221,7 +244,17 @@ def _launch(sources: Sequence[Source], notes: list[str], reasons: dict[str, str]
     known["idle_sync_us"] = middle(_p50(one.idle_sync_us) for one in path)
     if None in known.values():  # reviews before schema 2.1 hold none of them
         known = _fitted_gaps(sources, notes, reasons)
+    elif (own := middle(_node_gaps(sources))) is not None:
+        known["graph_gap_us"] = own
     return {key: value for key, value in (found | known).items() if value is not None}
+
+
+def _node_gaps(sources: Sequence[Source]) -> Iterable[float]:
+    """What lies between the nodes of each variant's own graphs: mostly more than between null kernels."""
+    for source in sources:
+        for variant in source.review.variants:
+            if variant.graph_launches and variant.exposed is not None and "graph_gap_us" in variant.exposed.floors_us:
+                yield variant.exposed.floors_us["graph_gap_us"]
 
 
 def _fitted_gaps(sources: Sequence[Source], notes: list[str], reasons: dict[str, str]) -> dict[str, float | None]:

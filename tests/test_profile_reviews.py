@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import statistics
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,6 +15,7 @@ from taxbreak_fx.dry_run import record_apart
 from taxbreak_fx.errors import UncoveredError, UsageError
 from taxbreak_fx.hardware import Profile, find
 from taxbreak_fx.hardware_costs import call_of, floors, graph_us, host_us, python_us
+from taxbreak_fx.hardware_scale import on_host
 from taxbreak_fx.kinds import site_op
 from taxbreak_fx.machine import DevicePath, HostScore
 from taxbreak_fx.model import Review
@@ -26,9 +29,17 @@ REVIEW = RESULTS / "spine-gpt2-prefill.json"
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    """GPT-2's prefill as measured on an H200, with its step on fake tensors."""
+    """GPT-2's prefill as measured on an H200, no host score with it, and its step on fake tensors."""
     review = Review.load(REVIEW)
+    variants = [msgspec.structs.replace(variant, host_reference_us=None) for variant in review.variants]
+    calibration = msgspec.structs.replace(review.machine.calibration, host_reference=None)
+    review = on(msgspec.structs.replace(review, variants=variants), calibration=calibration)
     return Source(review, record_apart(request_of(review)), None)
+
+
+def on(review: Review, **changes: Any) -> Review:
+    """The review on another machine."""
+    return msgspec.structs.replace(review, machine=msgspec.structs.replace(review.machine, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +91,16 @@ def test_one_graph_tells_its_launch(source: Source, profile: Profile) -> None:
     assert graph_us(profile, graphed.kernels + graphed.memops)[0] == graphed.launch_us
 
 
-def test_gaps_are_the_calibrations_own(source: Source, profile: Profile) -> None:
+def test_gaps_are_the_calibrations_own_and_in_graphs_the_variants(source: Source, profile: Profile) -> None:
     path, found = source.review.machine.calibration.device_path, floors(profile)
     assert path.idle_sync_us is not None
-    assert (found.gap_us, found.graph_gap_us, found.sync_us) == (path.gap_us, path.graph_gap_us, path.sync_us)
-    assert found.idle_sync_us == path.idle_sync_us.p50
+    assert (found.gap_us, found.sync_us, found.idle_sync_us) == (path.gap_us, path.sync_us, path.idle_sync_us.p50)
+    graphed = [variant for variant in source.review.variants if variant.graph_launches]
+    own = [variant.exposed.floors_us["graph_gap_us"] for variant in graphed if variant.exposed is not None]
+    assert len(own) == 3 and found.graph_gap_us == statistics.median(own)
+    bare = [msgspec.structs.replace(variant, exposed=None) for variant in source.review.variants]
+    none = profile_of_reviews([source._replace(review=msgspec.structs.replace(source.review, variants=bare))], "none")
+    assert floors(none).graph_gap_us == path.graph_gap_us
 
 
 def test_an_old_review_holds_no_gaps_and_one_graph_tells_none(source: Source) -> None:
@@ -111,9 +127,40 @@ def test_the_host_score_is_the_reviews_own_where_all_hold_one(source: Source) ->
         return source._replace(review=review)
 
     assert profile_of_reviews([at(300.0), at(340.0)], "two").host_score == HostScore(version=1, us=320.0)
-    for others in ([at(300.0), source], [at(300.0), at(300.0, version=2)]):
+    found = profile_of_reviews([at(300.0), source], "two")
+    assert found.host_score == HostScore(version=1, us=300.0)
+    assert any("holds no host score, its host times are as measured" in note for note in found.notes)
+    for others in ([source], [at(300.0), at(300.0, version=2)]):
         found = profile_of_reviews(others, "two")
         assert found.host_score is None and "calibrate" in found.unmeasured["host_score"]
+
+
+def test_host_times_are_brought_to_one_speed_by_each_variants_own_score(source: Source) -> None:
+    """The same step on a host that is half as fast, and on one that was so only while it was timed, costs the same."""
+    calibration, us = source.review.machine.calibration, 300.0
+
+    def seen(factor: float, own: float | None) -> Source:
+        variants = [
+            msgspec.structs.replace(on_host(variant, factor), host_reference_us=own)
+            if variant.status == "ok"
+            else variant
+            for variant in source.review.variants
+        ]
+        score = HostScore(version=1, us=us if own is not None else us * factor)
+        review = on(source.review, calibration=msgspec.structs.replace(calibration, host_reference=score))
+        return source._replace(review=msgspec.structs.replace(review, variants=variants))
+
+    plain = profile_of_reviews([seen(1.0, None)], "plain")
+    for slow in (seen(2.0, 2.0 * us), seen(2.0, None)):
+        found = profile_of_reviews([slow], "slow")
+        assert found.host_score is not None
+        share = found.host_score.us / us
+        for ours, theirs in zip(found.ops, plain.ops, strict=True):
+            assert ours.ft_us == pytest.approx(theirs.ft_us * share)
+            assert ours.ct_us == (None if theirs.ct_us is None else pytest.approx(theirs.ct_us * share))
+        assert found.fit_steps[0].host_us == pytest.approx(plain.fit_steps[0].host_us * share)
+        assert found.compiled.frame_us == pytest.approx((plain.compiled.frame_us or 0.0) * share)
+        assert found.launch.gap_us == plain.launch.gap_us  # the device's
 
 
 def test_a_review_that_does_not_close_gives_no_host_times(source: Source) -> None:
