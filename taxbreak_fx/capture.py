@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from taxbreak_fx.errors import CaptureError
+from taxbreak_fx.errors import CaptureError, MeasurementError
 from taxbreak_fx.observe import Label, qualified_name
 from taxbreak_fx.sources import frame_source, module_names
 from taxbreak_fx.state import reachable_modules
@@ -66,6 +66,7 @@ class RecordedSite:
     stack: list[Spot] = field(default_factory=list)
 
 
+RESERVE = 0.2  # of the device's memory: for the step, the libraries' workspaces, a twin's graphs
 _PLAIN = (int, float, bool, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -103,6 +104,7 @@ def freeze(args: Any, kwargs: Any, shared: set[int]) -> tuple[Any, Any]:
     """The arguments with every storage copied once, but for those whose data pointer is in ``shared``.
 
     ``requires_grad`` is kept: matmul folds its operands by it, also under no_grad, and then runs other kernels.
+    Raises ``NoRoom`` where a copy would leave the device too little memory for the step itself.
     """
     copies: dict[int, torch.UntypedStorage] = {}
 
@@ -112,7 +114,11 @@ def freeze(args: Any, kwargs: Any, shared: set[int]) -> tuple[Any, Any]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() in shared:
             return like(tensor.detach(), tensor)
-        copied = copies.setdefault(storage._cdata, storage.clone() if storage._cdata not in copies else storage)
+        if storage._cdata not in copies:
+            if not room_for(storage):
+                raise NoRoom
+            copies[storage._cdata] = storage.clone()
+        copied = copies[storage._cdata]
         frozen = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         frozen.set_(copied, tensor.storage_offset(), tensor.size(), tensor.stride())
         return like(frozen, tensor)
@@ -123,6 +129,27 @@ def freeze(args: Any, kwargs: Any, shared: set[int]) -> tuple[Any, Any]:
     with torch.no_grad(), _disable_current_modes():
         frozen: tuple[Any, Any] = tree_map_only(torch.Tensor, keep, (args, kwargs))
     return frozen
+
+
+class NoRoom(Exception):
+    """The arguments of a call are not kept: it cannot be replayed."""
+
+
+def room_for(storage: torch.UntypedStorage) -> bool:
+    """Whether a copy leaves ``RESERVE`` of the device's memory free; on the CPU always.
+
+    A loop over experts has thousands of unique calls: the number of tokens differs from expert to expert.
+    """
+    if storage.device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(storage.device)
+    cached = torch.cuda.memory_reserved(storage.device) - torch.cuda.memory_allocated(storage.device)
+    return free + cached - storage.nbytes() >= RESERVE * total
+
+
+def not_kept(*args: Any, **kwargs: Any) -> Any:
+    """Stands for a call without arguments.  Raises ``MeasurementError``: the reason of its replays."""
+    raise MeasurementError("its arguments were not kept: with all of them the device's memory would be full")
 
 
 def functional(func: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -170,7 +197,10 @@ class OpRecorder(TorchDispatchMode):
             site.leaf_keys.append(key)
             if key not in self._calls:
                 replayed, options = functional(func, kwargs)
-                frozen = freeze(args, options, self._shared)
+                try:
+                    frozen = freeze(args, options, self._shared)
+                except NoRoom:
+                    replayed, frozen = not_kept, ((), {})
                 self._calls[key] = CapturedCall(key, name, main_dtype(args, kwargs), replayed, *frozen)
                 if self._witness is not None:
                     self._witness.before("leaf", key, args, options)
@@ -226,7 +256,12 @@ class EagerRecorder(TorchFunctionMode):
         label = Label(qualified_name(func), source, self._stack[-1] if self._stack else None)
         key = f"{label.target}({signature(args, kwargs)})"
         fresh = self._calls is not None and key not in self._calls and getattr(func, "__name__", "") != "__get__"
-        frozen = freeze(args, kwargs, self._shared) if fresh else None
+        function, frozen = func, None
+        if fresh:
+            try:
+                frozen = freeze(args, kwargs, self._shared)
+            except NoRoom:
+                function, frozen = not_kept, ((), {})
         self._ops.begin(label)
         if self._calls is None:
             self._ops.sites[-1].stack = call_spots(sys._getframe(1))
@@ -241,7 +276,7 @@ class EagerRecorder(TorchFunctionMode):
             site.dtype = main_dtype(args, kwargs) or site.dtype
             if self._calls is not None and frozen is not None:
                 op = "+".join(site.ops)
-                self._calls[key] = CapturedCall(key, op, site.dtype, func, *frozen)
+                self._calls[key] = CapturedCall(key, op, site.dtype, function, *frozen)
                 if self._witness is not None:
                     self._witness.after("call", key, result)
             if self._calls is not None and key in self._calls:

@@ -20,7 +20,7 @@ import torch._inductor.compile_fx
 from torch import nn
 
 from taxbreak_fx import replay, tick_cost
-from taxbreak_fx.capture import CapturedCall
+from taxbreak_fx.capture import CapturedCall, room_for
 from taxbreak_fx.errors import CaptureError, MeasurementError
 from taxbreak_fx.model import StepInfo
 from taxbreak_fx.pipeline import Runner
@@ -648,6 +648,30 @@ def test_a_replay_that_fails_is_an_entry_with_its_reason() -> None:
     (good, bad) = replay.replay_all([leaf(ATEN.relu.default, X), leaf(ATEN.mm.default, X, X)], "leaf", lambda: None)
     assert good.host_us is not None and good.host_us > 0 and good.failure is None
     assert bad.host_us is None and bad.failure is not None and bad.failure.startswith("RuntimeError: ")
+
+
+def test_calls_whose_arguments_would_fill_the_device_are_timed_and_not_replayed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taxbreak_fx.capture.room_for", lambda storage: False)
+    found = timed("eager", bench_of(Toy(), torch.ones(2, 8)))
+    assert found.in_situ is not None and found.in_situ_failure is None and found.sites
+    made = [replay for replay in found.replays if replay.op in ("aten.relu.default", "aten.sum.dim_IntList")]
+    assert made and all(replay.host_us is None and "were not kept" in str(replay.failure) for replay in made)
+    # Inputs and weights outlive the step, and are not copied.
+    assert all(replay.failure is None for replay in found.replays if replay.op == "aten.addmm.default")
+
+
+@pytest.mark.parametrize(("free", "room"), [(40, True), (29, False)])
+def test_a_copy_has_room_where_a_fifth_of_the_device_stays_free(
+    free: int, room: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 bytes, of which the allocator has 10 to give again, and a copy of 20."""
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free, 100))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 30)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 20)
+    assert room_for(types.SimpleNamespace(device=torch.device("cuda"), nbytes=lambda: 20)) is room  # type: ignore[arg-type]
+    assert room_for(torch.ones(4).untyped_storage())
 
 
 @pytest.mark.parametrize(
