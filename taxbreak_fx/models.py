@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,18 @@ def resolve_device(device: str) -> Literal["cuda", "cpu"]:
     built = torch.backends.cuda.is_built()
     mend = "check the driver (nvidia-smi)" if built else "install a CUDA build of torch"
     raise DeviceError(f"no CUDA device for torch {torch.__version__}: {mend}, or use --device cpu")
+
+
+def import_code(request: ReviewRequest) -> None:
+    """Import what ``load`` will need of transformers: seconds of work that touch no device.
+
+    Nothing is raised: ``load`` meets what is wrong again, and tells it.
+    """
+    if ":" in request.model:
+        return
+    with suppress(Exception):
+        config = _config(request)
+        _auto_class(config, _kind(config))._model_mapping[type(config)]
 
 
 def load(request: ReviewRequest, device: str) -> Workload:

@@ -45,7 +45,7 @@ def main() -> None:
         replies.write(WAITING + b"\n")
 
     try:
-        from taxbreak_fx.models import load, resolve_device
+        from taxbreak_fx.models import import_code, load, resolve_device
 
         device = resolve_device(request.device)
         variants = check_variants(request.variants, device)
@@ -53,6 +53,7 @@ def main() -> None:
         from taxbreak_fx.turn import turn_on
 
         turn = turn_on(device, waiting)
+        import_code(request)  # before the turn: others measure meanwhile
         with turn():
             workload = load(request, device)
         runner = Runner(workload, device, request.budget_s, turn)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,20 @@ def load_tiny(model: str, **chosen: Any) -> Workload:
 def run(workload: Workload) -> Any:
     with torch.no_grad():
         return workload.run()
+
+
+def test_the_code_of_a_model_is_imported_before_anything_is_built() -> None:
+    """In a process of its own: whatever is in this one has been imported already."""
+    program = (
+        "import sys, torch\n"
+        "from taxbreak_fx.models import import_code\n"
+        "from taxbreak_fx.request import ReviewRequest\n"
+        "import_code(ReviewRequest(model='OLMoE-1B-7B', phase='decode'))\n"
+        "assert 'transformers.models.olmoe.modeling_olmoe' in sys.modules\n"
+        "for name in ('no-such-model', 'step.py:step', './no/folder'):\n"
+        "    import_code(ReviewRequest(model=name, phase='decode'))\n"  # whose mistakes are told by load
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 # As published with each release, in billions.
