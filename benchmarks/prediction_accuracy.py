@@ -8,9 +8,9 @@ For every case there must be a measured review, spine-CASE.json or prediction-CA
 CUDA device.  On the models that are held out of every profile: launches equal where torch and transformers are those of
 the review, kernels within 3 %, HDBI within 0.05, and T_wall within 10 % (profile and review of one day) or 20 % (else)
 on average.  Every variant that misses has a cause of ``CAUSES``.
-Where profile and review hold a host score of one version, ``scaled_wall_error`` is with the profile scaled to the
-review's host.
-Writes OUT/prediction_accuracy.json = {claim, goal, unit, value, met, scaled_value, not_run, missed, profile, machine,
+Where profile and review hold a host score of one version, the profile is scaled to the host as it was while the variant
+was timed; ``unscaled_wall_error`` is with the profile as it is.
+Writes OUT/prediction_accuracy.json = {claim, goal, unit, value, met, unscaled_value, not_run, missed, profile, machine,
 rows}.
 """
 
@@ -123,12 +123,13 @@ def predictions(request: ReviewRequest, profiles: Sequence[Profile]) -> list[Rev
     return [predict(step, plan, profile, (), captured) for profile in profiles]
 
 
-def on_host_of(review: Review, profile: Profile) -> Profile | None:
-    """``profile`` scaled to the host as it was in ``review``; None where one of them holds no score, or another's."""
+def on_host_of(review: Review, variant: Variant, profile: Profile) -> Profile:
+    """``profile`` scaled to the host as it was while ``variant`` was timed, before schema 2.5 while all were; as it is
+    where one of them holds no score, or another's."""
     score = review.machine.calibration.host_reference
     if score is None or profile.host_score is None or profile.host_score.version != score.version:
-        return None
-    return scaled(profile, score)
+        return profile
+    return scaled(profile, msgspec.structs.replace(score, us=variant.host_reference_us or score.us))
 
 
 def parts(variant: Variant) -> dict[str, float]:
@@ -222,29 +223,26 @@ def main() -> None:
             not_run[name] = "not measured"
             continue
         machines[name] = msgspec.to_builtins(review.machine)
-        scaled_to = on_host_of(review, profile)
+        measured = {variant.name: variant for variant in review.variants if variant.name in VARIANTS}
+        hosts = [on_host_of(review, variant, profile) for variant in measured.values()]
         try:
-            made, *others = predictions(CASES[name], [profile] if scaled_to is None else [profile, scaled_to])
+            plain, *made = predictions(CASES[name], [profile, *hosts])
         except TaxbreakError as error:
             not_run[name] = str(error)
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             continue
-        step_versions = next((note for note in made.notes if note.startswith("ops and counts are those of")), None)
-        measured = {variant.name: variant for variant in review.variants}
-        for variant in made.variants:
-            if variant.name in measured:
-                day = review.machine.date[:10] == profile.date[:10]
-                line = row(name, measured[variant.name], variant, step_versions is None, day)
-                for other in others:
-                    again = row(name, measured[variant.name], other.variant(variant.name), step_versions is None, day)
-                    line["scaled_wall_error"] = again.get("wall_error")
-                rows.append(line)
+        same = not any(note.startswith("ops and counts are those of") for note in plain.notes)
+        day = review.machine.date[:10] == profile.date[:10]
+        for (variant_name, variant), on_host in zip(measured.items(), made, strict=True):
+            line = row(name, variant, on_host.variant(variant_name), same, day)
+            unscaled = row(name, variant, plain.variant(variant_name), same, day)
+            rows.append(line | {"unscaled_wall_error": unscaled.get("wall_error")})
         print(name, "done", file=sys.stderr, flush=True)
     held = [line for line in rows if line["held_out"] and line["met"] is not None]
     errors = [abs(line["wall_error"]) for line in held]
     value = statistics.fmean(errors) if errors else None
     goal = WALL_SAME_DAY if all(m["date"][:10] == profile.date[:10] for m in machines.values()) else WALL
-    scaled_errors = [abs(us) for line in held if (us := line.get("scaled_wall_error")) is not None]
+    unscaled = [abs(line["unscaled_wall_error"]) for line in held]
     missed = [what for line in held for what in line["missed"] if what != "wall"]
     result = {
         "claim": CLAIM,
@@ -252,7 +250,7 @@ def main() -> None:
         "unit": "share of the measured T_wall",
         "value": value,
         "met": value is not None and value <= goal and not missed and not not_run,
-        "scaled_value": statistics.fmean(scaled_errors) if scaled_errors else None,
+        "unscaled_value": statistics.fmean(unscaled) if unscaled else None,
         "not_run": not_run,
         "missed": dict(collections.Counter(what for line in held for what in line["missed"])),
         "causes": {name: text for name, text in CAUSES.items() if any(line.get("cause") == name for line in rows)},

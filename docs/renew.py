@@ -14,10 +14,12 @@ import ast
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from html import escape
 from pathlib import Path
+
+import altair as alt
+import vl_convert
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -302,7 +304,7 @@ def by_hand(text: str) -> str:
 
 # The picture: two bars per variant, what the host does and how long the device works, and a mark at the wall time.
 COLOURS = {"ΔFT": "#d1603d", "ΔCT": "#8250df", "launch calls": "#bf8700", "device active": "#2d7d46"}
-LEFT, LENGTH, BAR, GAP, TOP = 130.0, 560.0, 13.0, 12.0, 62.0
+INK, ROW, LENGTH, AROUND = "#1f2328", 14, 520, {"left": 140, "right": 180, "top": 70, "bottom": 44}
 
 
 def host_parts(one: str) -> dict[str, float]:
@@ -314,48 +316,43 @@ def host_parts(one: str) -> dict[str, float]:
 
 
 def picture(case: str = PICTURED) -> str:
-    """An SVG of all measured variants of a review."""
+    """An SVG of all measured variants of a review, drawn by vl-convert on a white ground."""
     names = [v.name for v in review(case).variants if v.status == "ok"]
-    scale = LENGTH / max(value("wall", f"{case}:{name}") for name in names)
-    row = 2 * BAR + GAP
-    height = TOP + row * len(names) + 6
+    bars, walls = [], []
+    for number, one in enumerate(f"{case}:{name}" for name in names):
+        host, device, begin = 3 * number, 3 * number + 1, 0.0
+        for part, us in host_parts(one).items():
+            bars.append({"row": host, "begin": begin / 1e3, "end": (begin + max(us, 0.0)) / 1e3, "part": part})
+            begin += us
+        bars.append({"row": device, "begin": 0.0, "end": value("device", one) / 1e3, "part": "device active"})
+        wall = value("wall", one)
+        words = f"{fmt.ms(wall)} ms, HDBI {fmt.index(value('hdbi', one))}"
+        walls += [{"row": host, "wall": wall / 1e3, "name": names[number], "words": words},
+                  {"row": device, "wall": wall / 1e3, "name": "", "words": ""}]  # fmt: skip
+    x = alt.Axis(title="ms per step; upper bar host, lower bar device, mark: wall time")
+    y = alt.Y("row:O", axis=None, scale=alt.Scale(domain=list(range(3 * len(names) - 1)), padding=0))
+    colours = alt.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
+    legend = alt.Legend(orient="top", title=None, columns=len(COLOURS))
+    colour = alt.Color("part:N", scale=colours, legend=legend)
+    drawn = alt.Chart(alt.InlineData(values=bars)).mark_bar(height=ROW - 1)
+    told = alt.Chart(alt.InlineData(values=walls)).encode(y=y)
+    chart = alt.layer(
+        drawn.encode(x=alt.X("begin:Q", axis=x), x2="end:Q", y=y, color=colour),
+        told.mark_tick(color=INK, thickness=2, size=ROW, orient="vertical").encode(x=alt.X("wall:Q", axis=x)),
+        told.mark_text(align="right", dx=-8, dy=ROW / 2).encode(x=alt.value(0), text="name:N"),
+        told.mark_text(align="left", dx=8, dy=ROW / 2).encode(x=alt.X("wall:Q", axis=x), text="words:N"),
+    )
     title = f"{review(case).model}, one {review(case).step.phase} step on {review(case).machine.device}"
-    body = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 {height:g}" font-family="sans-serif" font-size="12" '
-        'role="img">',
-        f"<title>{escape(title)}: host time by term, device time and wall time of each variant</title>",
-        f'<rect width="820" height="{height:g}" fill="#ffffff"/>',
-        f'<text x="12" y="22" font-size="15" fill="#1f2328">{escape(title)}</text>',
-        *_legend(),
-    ]
-    for index, name in enumerate(names):
-        body += _rows(f"{case}:{name}", name, TOP + index * row, scale)
-    return "\n".join([*body, "</svg>", ""])
-
-
-def _legend() -> Iterator[str]:
-    x = 12.0
-    for label, colour in COLOURS.items():
-        yield f'<rect x="{x:g}" y="34" width="12" height="12" fill="{colour}"/>'
-        yield f'<text x="{x + 17:g}" y="44" fill="#1f2328">{label}</text>'
-        x += 44 + 7 * len(label)
-    yield f'<path d="M{x:g} 33v14" stroke="#1f2328" stroke-width="2"/>'
-    yield f'<text x="{x + 8:g}" y="44" fill="#1f2328">wall time; upper bar host, lower bar device, ms per step</text>'
-
-
-def _rows(one: str, name: str, y: float, scale: float) -> Iterator[str]:
-    yield f'<text x="{LEFT - 8:g}" y="{y + BAR + 4:g}" text-anchor="end" fill="#1f2328">{escape(name)}</text>'
-    x = LEFT
-    for label, us in host_parts(one).items():
-        yield f'<rect x="{x:.2f}" y="{y:g}" width="{max(us, 0) * scale:.2f}" height="{BAR:g}" fill="{COLOURS[label]}"/>'
-        x += us * scale
-    device, wall = value("device", one), value("wall", one)
-    colour = COLOURS["device active"]
-    yield f'<rect x="{LEFT:g}" y="{y + BAR:g}" width="{device * scale:.2f}" height="{BAR:g}" fill="{colour}"/>'
-    end = LEFT + wall * scale
-    yield f'<path d="M{end:.2f} {y - 2:g}v{2 * BAR + 4:g}" stroke="#1f2328" stroke-width="2"/>'
-    text = f"{fmt.ms(wall)} ms, HDBI {fmt.index(value('hdbi', one))}"
-    yield f'<text x="{end + 7:.2f}" y="{y + BAR + 4:g}" fill="#1f2328">{text}</text>'
+    left = 12 - AROUND["left"]
+    whole = chart.properties(
+        title=alt.TitleParams(title, anchor="start", frame="group", fontSize=15, fontWeight="normal", dx=left),
+        width=LENGTH, height=ROW * (3 * len(names) - 1), padding=AROUND, background="#ffffff",
+        autosize=alt.AutoSizeParams(type="none"),  # other programs' letters are of other widths
+    )  # fmt: skip
+    styled = whole.configure(font="sans-serif").configure_view(stroke=None).configure_text(fontSize=12, fill=INK)
+    axis = {"gridColor": "#d0d7de", "domainColor": "#d0d7de", "tickColor": "#d0d7de", "labelFontSize": 11}
+    styled = styled.configure_axis(labelColor=INK, titleColor=INK, titleFontWeight="normal", **axis)
+    return str(vl_convert.vegalite_to_svg(styled.to_dict())) + "\n"
 
 
 def main() -> None:
