@@ -28,7 +28,7 @@ from taxbreak_fx.matching import family_replays
 from taxbreak_fx.model import Status, Variant
 from taxbreak_fx.nodes import cuda_nodes, device_sum_us
 from taxbreak_fx.record import Percentiles
-from taxbreak_fx.recording import Recording, Trace
+from taxbreak_fx.recording import Recording, Timing, Trace
 from taxbreak_fx.timeline_store import stored
 from taxbreak_fx.variant_record import Breakdown, FamilyReplay
 
@@ -46,6 +46,7 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
         status: Status = "skipped" if reason.startswith("interrupted") or reason == "not reached" else "failed"
         return Variant.unavailable(recording.variant, status, reason)
     draft = Draft(recording, timing)
+    draft.fields["host_reference_us"] = host_reference(timing, None if eager is None else eager.timing)
     _note_drift(draft, eager)
     _note_launch_cost(draft)
     frame = recording.frame
@@ -61,6 +62,20 @@ def decompose(recording: Recording, eager: Recording | None) -> Variant:
     draft.fields["exposed"] = exposed_of(laid, draft.fields["t_wall_us"].median)
     draft.fields["timeline"] = None if isinstance(laid, str) else stored(laid.timeline)
     return draft.finish()
+
+
+def host_reference(timing: Timing, eager: Timing | None) -> float | None:
+    """The reference workload of ``machine.HostScore`` while a variant was timed, in microseconds: as it was around
+    eager's pairs, × how much longer eager took in the variant's own pairs than in those.
+
+    A host may change its speed several times a second: the few rounds around the variant's pairs met another one than
+    60 pairs did (H200, 2026-11-24: 2.2 times as slow as around eager's, where eager in those pairs was 1.6 times).
+    """
+    own = eager if eager is not None and eager.reference_us else timing
+    if not own.reference_us:
+        return None
+    drift = 1.0 if own is timing else statistics.median(timing.base_host_us) / statistics.median(own.host_us)
+    return statistics.median(own.reference_us) * drift
 
 
 def from_recording(recording: Recording, eager: Recording | None = None) -> Built | str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import msgspec
@@ -58,7 +57,6 @@ class Draft:
         self.clock = None if timing.in_situ is None else on_clock_of(timing.in_situ, self.host.median)
         self.spans = None if timing.spans is None else on_speed_of(timing.spans, self.host.median)
         self.fields.update(t_wall_us=interval(timing.wall_us), t_host_us=self.host)
-        self.fields["host_reference_us"] = statistics.median(timing.reference_us) if timing.reference_us else None
         self.put("compile_s", timing.compile_s, "eager compiles nothing")
         self.put("peak_memory_bytes", timing.peak_memory_bytes, "the CPU device has no allocator statistics")
         check = timing.output_check

@@ -52,7 +52,7 @@ class Variant(Measured, frozen=True, kw_only=True):
     ``device_sum_us`` the sum.  ``exposed`` is null where the variant was not measured, and in files before 2.1.
     ``timeline``: what ``exposed`` was simulated from; null where there is none.  ``graph_skips``: what Inductor left
     out of CUDA graphs; none in files before 2.2.  ``host_reference_us``: the reference workload of
-    ``machine.HostScore`` around the variant's own pairs, median of its rounds; null in files before 2.5.
+    ``machine.HostScore`` while the variant was timed (``breakdown.host_reference``); null in files before 2.5.
     """
 
     MEASUREMENTS = (

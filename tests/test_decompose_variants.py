@@ -32,7 +32,7 @@ from fake_recording import (
     waiting,
 )
 
-from taxbreak_fx.breakdown import decompose
+from taxbreak_fx.breakdown import decompose, host_reference
 from taxbreak_fx.breakdown_cpu import NO_BASE
 from taxbreak_fx.breakdown_library import NO_CALLS
 from taxbreak_fx.recording import Frame, Recording, Replay, Spans, Timing, Trace
@@ -406,3 +406,15 @@ def test_guards_that_could_not_be_told_apart_say_why() -> None:
     found = decompose(compiled("dynamo", frame=unskippable), eager_recording())
     assert parts_of(found).ft_parts["guards_and_frame"] == 16.0 and "guards" not in parts_of(found).ft_parts
     assert any("Recompilation triggered" in note for note in found.notes)
+
+
+def test_the_hosts_score_of_a_variant_is_eagers_at_the_speed_that_eager_had_in_its_pairs() -> None:
+    eager = timing("eager", host_us=100.0, reference_us=[300.0, 310.0, 320.0])
+    slow = timing("inductor", base_host_us=[160.0] * 10, reference_us=[900.0])  # a few rounds that met a slower moment
+    assert host_reference(eager, eager) == host_reference(eager, None) == 310.0
+    assert host_reference(slow, eager) == pytest.approx(310.0 * 1.6)
+    assert host_reference(slow, None) == 900.0
+    unscored = msgspec.structs.replace(eager, reference_us=[])
+    assert host_reference(slow, unscored) == 900.0 and host_reference(unscored, unscored) is None
+    found = decompose(recording(slow, None), recording(eager, None))
+    assert found.host_reference_us == pytest.approx(310.0 * 1.6)
