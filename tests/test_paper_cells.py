@@ -105,6 +105,15 @@ def test_side_by_side_each_cell_is_measured_once(tmp_path: Path, fake: Fake) -> 
     assert sorted(names) == sorted(asked) == sorted(one.name for one in BATCHES[1:])
 
 
+def test_a_cell_that_found_too_little_memory_beside_others_is_tried_once_more_alone(tmp_path: Path, fake: Fake) -> None:
+    large = BATCHES[2]
+    asked = fake({large.name: "AcceleratorError: CUDA error: out of memory"})
+    run.measure_missing(BATCHES[1:], Store(tmp_path), 1e6, jobs=3, tell=lambda line: None)
+    assert sorted(asked) == sorted([*(one.name for one in BATCHES[1:]), large.name]) and asked[-1] == large.name
+    assert Store(tmp_path).find(large).reason == "AcceleratorError: CUDA error: out of memory"
+    assert run.measure_missing(BATCHES[1:], Store(tmp_path), 1e6, jobs=3, tell=lambda line: None) == []
+
+
 def test_a_failed_cell_leaves_its_reason_and_is_not_tried_again(tmp_path: Path, fake: Fake) -> None:
     one = attention.ATTENTION[0]
     asked = fake({one.name: "out of memory on cuda"})

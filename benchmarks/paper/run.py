@@ -82,6 +82,11 @@ class Budget:
                 self._cells.clear()
             return None
 
+    def again(self, cells: Iterable[Cell]) -> None:
+        """Hand these out too."""
+        with self._lock:
+            self._cells += cells
+
     def took(self, one: Cell, seconds: float) -> None:
         """A cell is done."""
         with self._lock:
@@ -98,15 +103,22 @@ def measure_missing(
     clock: Callable[[], float] = time.monotonic,
     tell: Callable[[str], None] = print,
 ) -> list[str]:
-    """Measure the missing ones of ``cells`` within ``budget_s`` seconds; the names of those that were tried."""
+    """Measure the missing ones of ``cells`` within ``budget_s`` seconds; the names of those that were tried.
+
+    Cells side by side share the device's memory: one that found too little is tried once more when it is alone.
+    """
     budget = Budget(store.missing(cells), budget_s, clock, tell)
     done: list[str] = []
+    crowded: list[Cell] = []
 
     def work() -> None:
         while (one := budget.next()) is not None:
             started = clock()
             reason = measure(one, store, _progress(one.name), changes)
             budget.took(one, clock() - started)
+            if jobs > 1 and one.name not in done and reason is not None and "out of memory" in reason:
+                store.forget(one)
+                crowded.append(one)
             done.append(one.name)
             tell(f"{one.name}: {f'failed: {reason}' if reason else 'done'} after {clock() - started:.0f} s")
 
@@ -116,6 +128,8 @@ def measure_missing(
     with ThreadPoolExecutor(jobs) as pool:
         for future in [pool.submit(work) for _ in range(jobs)]:
             future.result()
+    budget.again(crowded)
+    work()
     return done
 
 
