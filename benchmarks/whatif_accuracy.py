@@ -6,8 +6,8 @@ Two kinds of rows, from all reviews of a CUDA device that the folders hold, at a
 differ in batch, experts or attention only; from each, the other is predicted.  *Graphs*: `--cuda-graph` on eager
 against eager-graph, and on inductor against reduce-overhead, of one review; where the review holds no timeline (schema
 2.0), on the one that the profile predicts, as `--batch` with the review's own batch does.  The two reviews of a step
-were measured in two processes: their machine's drift between them is part of the error.  Needs no GPU: steps are
-recorded and planned in processes that see none.
+were measured in two processes: where both hold a host score, `--cpu-speed` by the ratio of these is part of the
+prediction.  Needs no GPU: steps are recorded and planned in processes that see none.
 Writes OUT/whatif_accuracy.json = {claim, goal, unit, value, met, not_run, by_kind, profile, machine, rows}.
 """
 
@@ -114,13 +114,25 @@ def graph_rows(
 def step_rows(
     start: str, end: str, step: StepChange, reviews: dict[str, Review], made: dict[str, Review], profile: Profile
 ) -> Iterator[dict[str, Any]]:
-    """The step of ``end`` predicted from ``start``."""
-    found = step_whatif(reviews[start], made[start], made[end], step, source=start)
+    """The step of ``end`` predicted from ``start``, on a host as fast as that of ``end`` then was."""
+    own = {variant.name: variant for variant in reviews[start].variants if variant.status == "ok"}
     real = {variant.name: variant for variant in reviews[end].variants}
     known = any(title(reviews[end]) in note for note in profile.notes)
     for base in VARIANTS:
-        if base in real and any(variant.name == base for variant in found.variants):
-            yield row(", ".join(step.labels), start, end, final(found, base), real[base], known)
+        if base not in real or base not in own:
+            continue
+        scores = [score(reviews[start], own[base]), score(reviews[end], real[base])]
+        speed = None if None in scores else scores[0] / scores[1]  # type: ignore[operator]
+        change = Change(cpu_speed=speed)
+        found = step_whatif(reviews[start], made[start], made[end], step, change, [base], start)
+        line = row(", ".join(step.labels), start, end, final(found, base), real[base], known)
+        yield line | {"cpu_speed": speed}
+
+
+def score(review: Review, variant: Variant) -> float | None:
+    """The reference workload on the host while ``variant`` was timed, in microseconds; None where none is held."""
+    whole = review.machine.calibration.host_reference
+    return variant.host_reference_us or (whole.us if whole is not None else None)
 
 
 def main() -> None:
