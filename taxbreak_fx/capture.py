@@ -66,7 +66,7 @@ class RecordedSite:
     stack: list[Spot] = field(default_factory=list)
 
 
-RESERVE = 0.2  # of the device's memory: for the step, the libraries' workspaces, a twin's graphs
+RESERVE = 0.2  # of the device's memory, by convention: for the step, workspaces of libraries, a twin's graphs
 _PLAIN = (int, float, bool, str, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 

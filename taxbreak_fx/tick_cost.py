@@ -42,7 +42,7 @@ class TickCost:
     """What observing one site by ticks adds on ``device``, sampled beside the steps that are clocked.
 
     Measured once per process it held for that moment only: hosts run at one of two speeds for seconds on end (H200,
-    2026-11-24: 0.44 to 0.97 µs in six processes, whose steps then took 0.37 to 0.85 per site).
+    2026-11-24: 0.44 to 0.97 µs in six processes, whose steps then took 0.30 to 0.85 per site).
     """
 
     def __init__(self, device: str) -> None:

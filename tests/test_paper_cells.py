@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 from paper_reviews import answer, eager, keep
+from sample_review import sample_review
 
 from benchmarks.paper import attention, cells, document, run
 from benchmarks.paper.cells import ALL, BATCHES, CELLS, LLAMA_1B, MOE, Cell, Store
 from taxbreak_fx.errors import CaptureError
 from taxbreak_fx.model import Review, Variant
+from taxbreak_fx.record import SourceLine
 from taxbreak_fx.stages import INTERRUPTED
 
 Fake = Callable[[dict[str, str | None]], list[str]]
@@ -112,6 +115,24 @@ def test_a_cell_that_found_too_little_memory_beside_others_is_tried_once_more_al
     assert sorted(asked) == sorted([*(one.name for one in BATCHES[1:]), large.name]) and asked[-1] == large.name
     assert Store(tmp_path).find(large).reason == "AcceleratorError: CUDA error: out of memory"
     assert run.measure_missing(BATCHES[1:], Store(tmp_path), 1e6, jobs=3, tell=lambda line: None) == []
+
+
+def test_files_of_this_repository_are_named_from_its_root() -> None:
+    here = SourceLine(file=str(Path(cells.__file__).parent / "all_experts.py"), line=35)
+    elsewhere = SourceLine(file="/site-packages/transformers/cache_utils.py", line=7)
+    sample = sample_review()
+    own = sample.variant("eager")
+    nodes = [msgspec.structs.replace(n, source=s) for n, s in zip(own.nodes[:2], (here, elsewhere), strict=True)]
+    review = msgspec.structs.replace(
+        sample, variants=[msgspec.structs.replace(own, nodes=[*nodes, *own.nodes[2:]]), *sample.variants[1:]]
+    )
+    found = [node.source for node in cells.portable(review).variant("eager").nodes[:2]]
+    assert found == [msgspec.structs.replace(here, file="benchmarks/paper/all_experts.py"), elsewhere]
+
+
+@pytest.mark.parametrize("path", sorted(cells.RESULTS.rglob("*.json")), ids=lambda path: path.stem)
+def test_no_committed_result_names_the_folder_that_it_was_made_in(path: Path) -> None:
+    assert re.findall(rb'"/[^"]*/(?:benchmarks|taxbreak_fx)/[^"]*[.]py', path.read_bytes()) == []
 
 
 def test_a_failed_cell_leaves_its_reason_and_is_not_tried_again(tmp_path: Path, fake: Fake) -> None:

@@ -8,6 +8,7 @@ same variants (FOLDER/spine-*.json, FOLDER/timeline-*.json) answers a cell as we
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -299,10 +300,16 @@ def measure(
         _replace(store.failure(wanted), msgspec.json.format(msgspec.json.encode(note)))
         return reason
     partial = store.path(wanted).with_suffix(".partial")
-    review.save(partial)
+    portable(review).save(partial)
     partial.replace(store.path(wanted))
     store.failure(wanted).unlink(missing_ok=True)
     return None
+
+
+def portable(review: Review) -> Review:
+    """The review with files of this repository named from its root: the loop over all experts is one of them."""
+    root = msgspec.json.encode(f"{RESULTS.parent.parent}{os.sep}")[:-1]  # an opening quote, and no closing one
+    return msgspec.json.decode(msgspec.json.encode(review).replace(root, b'"'), type=Review)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -6,7 +6,8 @@
 The launch floor first, where OUT has none.  A cell's review is saved the moment it is done, a cell that cannot be
 measured leaves its reason; another run skips both, but for --retry: failed cells again, and those without a trace.  No
 cell is begun that, at the pace of the longest one so far with its model, would outlast the budget.  With --jobs, cells
-are compiled side by side and take turns on the device.  Needs a CUDA device, but for --list and --summarise.
+are compiled side by side and take turns on the device; one that found too little memory is tried once more alone.
+Needs a CUDA device, but for --list and --summarise.
 docs/paper.md and docs/results.md are rewritten where OUT is benchmarks/results itself.
 """
 

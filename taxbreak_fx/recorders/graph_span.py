@@ -1,9 +1,9 @@
 """How long each CUDA graph of a step runs on the device, without a profiler.  CUDA only.
 
 Traced durations do not tell it: the nodes of a graph keep one distance or another from capture to capture, 0.3 µs
-apart, and tracing adds an amount of its own that differs from kernel to kernel (H200, 2026-11-24: 0.32 µs for null
-kernels, 0.22 for kernels of 1.3 µs in one block).  So each replay is put behind a kernel that holds the stream, with a
-kernel behind it that writes a flag in the host's memory.
+apart, and tracing adds an amount of its own that differs from kernel to kernel (H200, 2026-11-24: some 0.3 µs for null
+kernels, 0.18 to 0.23 for kernels of 1.3 µs in one block).  So each replay is put behind a kernel that holds the stream,
+with a kernel behind it that writes a flag in the host's memory.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ def time_graph_spans(bench: Bench, built: Built) -> tuple[list[float] | None, st
 
 
 def _spans(bench: Bench, built: Built, released: Released) -> list[float]:
-    rows = []
+    rows, alone = [], []
     with torch.no_grad(), quiet_gc():
-        alone = statistics.median([released(_nothing) for _ in range(WARM_STEPS + STEPS)][WARM_STEPS:])
         for _ in range(WARM_STEPS + STEPS):
+            alone.append(released(_nothing))
             with held_replays(released) as row:
                 bench.step(built)
             rows.append(row)
     if len({len(row) for row in rows}) != 1 or not rows[0]:
         raise MeasurementError(f"steps launched {', '.join(str(len(row)) for row in rows)} CUDA graphs")
-    return [statistics.median(column) - alone for column in zip(*rows[WARM_STEPS:], strict=True)]
+    empty = statistics.median(alone[WARM_STEPS:])
+    return [statistics.median(column) - empty for column in zip(*rows[WARM_STEPS:], strict=True)]
 
 
 @contextlib.contextmanager
